@@ -1,0 +1,87 @@
+"""Identifiers and time: the two things that make a record unique, handed around as ports.
+
+Rule: nothing else in Perdure calls `time`, `secrets` or `random` for records; the engine is given a `Clock` and an
+`Ids`, so that a simulation can play both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import string
+import time
+from typing import Protocol
+
+from perdure.errors import InvalidRequest
+
+ALPHABET = string.ascii_letters + string.digits
+PREFIXES = {
+    "assistant_id": "asst",
+    "thread_id": "thread",
+    "message_id": "msg",
+    "run_id": "run",
+    "step_id": "step",
+}
+
+
+class Clock(Protocol):
+    """Where time comes from."""
+
+    def now(self) -> float:
+        """Return Unix time in seconds."""
+        ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait that long."""
+        ...
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now(self) -> float:
+        """Return Unix time in seconds."""
+        return time.time()
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait that long on the running loop."""
+        await asyncio.sleep(seconds)
+
+
+class Ids(Protocol):
+    """Where identifiers come from."""
+
+    def new(self, prefix: str) -> str:
+        """Return `prefix_` and 24 characters of [A-Za-z0-9]; clients cut ids out of texts by that pattern."""
+        ...
+
+
+class RandomIds:
+    """Identifiers from the system's random source."""
+
+    def new(self, prefix: str) -> str:
+        """Return a fresh identifier, 142 bits wide.
+
+        24 characters of 62 out of 32 random bytes: one read of the source, a bias below 2**-100.
+        """
+        number = int.from_bytes(secrets.token_bytes(32), "big")
+        letters = []
+        for _ in range(24):
+            number, index = divmod(number, 62)
+            letters.append(ALPHABET[index])
+        return f"{prefix}_{''.join(letters)}"
+
+
+def check_id(param: str, value: str) -> str:
+    """Return `value` if it has the prefix that `param` ('thread_id', ...) demands.
+
+    The hosted server refused a wrong prefix with 400 before any look-up; the text is recorded.
+    """
+    prefix = PREFIXES[param]
+    if not value.startswith(prefix):
+        raise InvalidRequest(
+            f"Invalid '{param}': '{value}'. Expected an ID that begins with '{prefix}'.",
+            param=param,
+            code="invalid_value",
+        )
+    return value
