@@ -1,0 +1,1 @@
+"""Where everything is kept. The only room that knows SQL."""

@@ -1,0 +1,142 @@
+"""Ends that a run does not reach by answering: cancelled, expired, failed, put back into the queue.
+
+Each closes what is open first: the half-written message becomes `incomplete` with the text that the log has, its step
+ends, then the run moves. Used by the worker that holds the run and, where nobody does, by recovery and the sweeper.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from perdure.domain.lifecycle import BROKEN_OFF, TERMINAL, EndReason, move_run, move_step
+from perdure.errors import RunFailure
+from perdure.store.db import Operation, Row
+from perdure.store.event_log import Draft, append_events, number_events, written_parts
+from perdure.store.messages import find_open_message, write_message
+from perdure.store.runs import COLUMNS, Hold, RunRow, lock_held, read_row, write_move
+from perdure.store.steps import list_open_steps, write_step
+from perdure.wire.events import ATTEMPT_STRIDE, RUN_EVENTS, EventName, LogEvent
+from perdure.wire.messages import IncompleteMessage
+from perdure.wire.runs import Extra, RunStatus
+
+STEP_EVENTS: dict[EndReason, EventName] = {
+    "cancelled": "thread.run.step.cancelled",
+    "failed": "thread.run.step.failed",
+    "expired": "thread.run.step.expired",
+}
+
+
+def wind_up(
+    hold: Hold,
+    pending: list[LogEvent],
+    to: RunStatus,
+    now: int,
+    *,
+    failure: RunFailure | None = None,
+    extra: Extra | None = None,
+) -> Operation[list[LogEvent]]:
+    """End a held run as cancelled, expired or failed, or put it back (`queued`); return the new events.
+
+    A run that was cancelled meanwhile ends cancelled, whatever was asked for. Raises LeaseLost.
+    """
+    row = yield from lock_held(hold)
+    yield from append_events(hold.run_id, pending)
+    last = pending[-1].sequence if pending else row.last_event
+    return (yield from _end(row, last, to, now, failure=failure, extra=extra, attempt=row.attempt))
+
+
+def recover_run(
+    run_id: str, worker_id: str | None, now: float, *, lapsed_before: float | None, most: int
+) -> Operation[list[LogEvent] | None]:
+    """Take a run from a worker that is gone and put it back into the queue; None if there is nothing to do any more.
+
+    `lapsed_before` guards against a lease that was renewed since it was listed. After `most` recoveries the run ends
+    `failed`: what crashes a worker each time would do it for ever. `worker_id` only if a certain one is meant.
+    """
+    found = yield Row(
+        f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND status IN ('in_progress', 'cancelling') "
+        "AND worker_id IS NOT NULL",
+        run_id,
+        lock="wait",
+    )
+    row = read_row(found) if found else None
+    if row is None or (worker_id is not None and row.worker_id != worker_id):
+        return None
+    if lapsed_before is not None and (row.lease_until or 0) >= lapsed_before:
+        return None
+    attempt = row.attempt + 1
+    last = max(row.last_event, attempt * ATTEMPT_STRIDE)
+    interrupted = RunFailure("The worker was interrupted; what it had not finished is done again.")
+    to: RunStatus = "queued"
+    failure: RunFailure | None = interrupted
+    if row.run.expires_at is not None and row.run.expires_at <= now:
+        to, failure = "expired", None
+    elif row.recoveries + 1 >= most:
+        to = "failed"
+        failure = RunFailure(f"The run was interrupted {row.recoveries + 1} times and is not tried again.")
+    return (yield from _end(row, last, to, int(now), failure=failure, attempt=attempt, recoveries=row.recoveries + 1))
+
+
+def expire_run(run_id: str, now: int) -> Operation[list[LogEvent] | None]:
+    """End a run that nobody holds and whose time is over; None if there is nothing to do any more."""
+    found = yield Row(
+        f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND status IN ('queued', 'requires_action') "
+        "AND worker_id IS NULL AND expires_at <= $2",
+        run_id,
+        now,
+        lock="wait",
+    )
+    if found is None:
+        return None
+    row = read_row(found)
+    return (yield from _end(row, row.last_event, "expired", now, attempt=row.attempt))
+
+
+def _end(
+    row: RunRow,
+    last: int,
+    to: RunStatus,
+    now: int,
+    *,
+    attempt: int,
+    failure: RunFailure | None = None,
+    extra: Extra | None = None,
+    recoveries: int | None = None,
+) -> Operation[list[LogEvent]]:
+    extra = extra or row.extra
+    drafts: list[Draft] = []
+    moved = row.run
+    if row.run.status == "cancelling":
+        drafts = yield from _close_open(row, "cancelled", now, None)
+        drafts.append(("thread.run.cancelling", row.run))
+        moved = move_run(row.run, "cancelled", now, usage=extra.usage)
+    else:
+        how: EndReason = "expired" if to == "expired" else "failed" if to in {"failed", "queued"} else "cancelled"
+        drafts = yield from _close_open(row, how, now, failure)
+        moved = move_run(row.run, to, now, usage=extra.usage, failure=failure if to == "failed" else None)
+    drafts.append((RUN_EVENTS[moved.status], moved))
+    events = number_events(drafts, last)
+    ended_at = now if moved.status in TERMINAL else None
+    yield from write_move(row, moved, events, attempt=attempt, extra=extra, ended_at=ended_at, recoveries=recoveries)
+    return events
+
+
+def _close_open(row: RunRow, how: EndReason, now: int, failure: RunFailure | None) -> Operation[list[Draft]]:
+    drafts: list[Draft] = []
+    for open_step in (yield from list_open_steps(row.run.id)):
+        step = move_step(open_step, how, now, failure=failure)
+        yield from write_step(step)
+        drafts.append((STEP_EVENTS[how], step))
+    message = yield from find_open_message(row.run.id)
+    if message is not None:
+        parts = yield from written_parts(row.run.id, message.id)
+        broken = msgspec.structs.replace(
+            message,
+            status="incomplete",
+            incomplete_details=IncompleteMessage(reason=BROKEN_OFF[how]),
+            incomplete_at=now,
+            content=parts,
+        )
+        yield from write_message(broken)
+        drafts.append(("thread.message.incomplete", broken))
+    return drafts

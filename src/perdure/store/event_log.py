@@ -1,0 +1,82 @@
+"""The event log of a run.
+
+One row holds the events of one transaction, with the number of the last one. Rule: a log has one writer at a time,
+whoever holds the run; while nobody holds it, the transaction that moves it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from perdure.store.bodies import encode
+from perdure.store.db import Do, Operation, Rows
+from perdure.wire.events import EventName, LogEvent, MessageDelta
+from perdure.wire.messages import ContentPart, RefusalPart, TextPart, TextValue
+
+_read_events = msgspec.json.Decoder(list[LogEvent]).decode
+_read_delta = msgspec.json.Decoder(MessageDelta).decode
+READ_ROWS = 200
+
+Draft = tuple[EventName, Any]
+"""An event that has no number yet: its name and the object that is its data."""
+
+
+def number_events(drafts: list[Draft], last: int) -> list[LogEvent]:
+    """Return the events with the numbers after `last`."""
+    return [
+        LogEvent(sequence=last + 1 + index, name=name, data=msgspec.Raw(msgspec.json.encode(data)))
+        for index, (name, data) in enumerate(drafts)
+    ]
+
+
+def append_events(run_id: str, events: list[LogEvent]) -> Operation[None]:
+    """Append events; the caller also raises the run's `last_event`."""
+    if events:
+        yield Do(
+            "INSERT INTO run_events (run_id, last_sequence, events) VALUES ($1, $2, $3)",
+            run_id,
+            events[-1].sequence,
+            encode(events),
+        )
+
+
+def list_events(run_id: str, after: int) -> Operation[list[LogEvent]]:
+    """Return events after a number, oldest first, some hundred rows of the log at most."""
+    rows = yield Rows(
+        f"SELECT events FROM run_events WHERE run_id = $1 AND last_sequence > $2 "
+        f"ORDER BY last_sequence LIMIT {READ_ROWS}",
+        run_id,
+        after,
+    )
+    return [event for row in rows for event in _read_events(row[0]) if event.sequence > after]
+
+
+def written_parts(run_id: str, message_id: str) -> Operation[list[ContentPart]]:
+    """Return what the log has of a message that was never finished: the concatenation of its deltas."""
+    rows = yield Rows("SELECT events FROM run_events WHERE run_id = $1 ORDER BY last_sequence", run_id)
+    text, refusal = "", ""
+    for row in rows:
+        for event in _read_events(row[0]):
+            if event.name != "thread.message.delta":
+                continue
+            delta = _read_delta(event.data)
+            if delta.id == message_id:
+                for part in delta.delta.content:
+                    text += part.get("text", {}).get("value", "")
+                    refusal += part.get("refusal", "")
+    parts: list[ContentPart] = [TextPart(text=TextValue(value=text, annotations=[]))] if text else []
+    if refusal:
+        parts.append(RefusalPart(refusal=refusal))
+    return parts
+
+
+def delete_old_events(ended_before: int) -> Operation[int]:
+    """Delete some of the logs of runs that ended before that Unix time; return the number of rows deleted."""
+    deleted = yield Do(
+        "DELETE FROM run_events WHERE run_id IN (SELECT e.run_id FROM run_events e JOIN runs r ON r.id = e.run_id "
+        "WHERE r.ended_at IS NOT NULL AND r.ended_at < $1 LIMIT 1000)",
+        ended_before,
+    )
+    return int(deleted)

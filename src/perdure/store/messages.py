@@ -1,0 +1,100 @@
+"""Messages in the store."""
+
+from __future__ import annotations
+
+from msgspec import UnsetType
+
+from perdure.domain.creation import changed_message
+from perdure.errors import ApiError, InvalidRequest, NotFound
+from perdure.store.bodies import encode, read_message
+from perdure.store.db import Do, Operation, Row, Rows
+from perdure.store.pages import insert_tombstone, list_page
+from perdure.wire.kinds import Metadata
+from perdure.wire.messages import Message
+from perdure.wire.page import Page, PageQuery
+
+
+def no_message(message_id: str) -> ApiError:
+    """Return the refusal."""
+    return NotFound(f"No message found with id '{message_id}'.")
+
+
+def insert_messages(messages: list[Message]) -> Operation[None]:
+    """Store messages in order. The caller holds the thread's lock, or has just made the thread."""
+    for message in messages:
+        yield Do(
+            "INSERT INTO messages (id, thread_id, run_id, role, status, created_at, body) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            message.id,
+            message.thread_id,
+            message.run_id,
+            message.role,
+            message.status,
+            message.created_at,
+            encode(message),
+        )
+
+
+def write_message(message: Message) -> Operation[None]:
+    """Write a message over its old self; if it was deleted meanwhile it stays deleted."""
+    yield Do("UPDATE messages SET status = $2, body = $3 WHERE id = $1", message.id, message.status, encode(message))
+
+
+def get_message(message_id: str, thread_id: str, *, lock: bool = False) -> Operation[str]:
+    """Return the stored JSON; the caller has seen that the thread is the project's. Raises NotFound."""
+    row = yield Row(
+        "SELECT body FROM messages WHERE id = $1 AND thread_id = $2",
+        message_id,
+        thread_id,
+        lock="wait" if lock else None,
+    )
+    if row is None:
+        raise no_message(message_id)
+    return str(row[0])
+
+
+def find_open_message(run_id: str) -> Operation[Message | None]:
+    """Return the message that the run is writing."""
+    row = yield Row("SELECT body FROM messages WHERE run_id = $1 AND status = 'in_progress'", run_id)
+    return read_message(row[0]) if row else None
+
+
+def update_message(message_id: str, thread_id: str, metadata: Metadata | None | UnsetType) -> Operation[Message]:
+    """Change a message's metadata. Raises NotFound."""
+    body = yield from get_message(message_id, thread_id, lock=True)
+    message = changed_message(read_message(body), metadata)
+    yield from write_message(message)
+    return message
+
+
+def list_messages(thread_id: str, query: PageQuery, run_id: str | None) -> Operation[Page]:
+    """Return a page of the thread's messages, of one run only if asked for."""
+    return (yield from list_page("messages", ("thread_id", thread_id), query, run_id=run_id))
+
+
+def list_all_messages(thread_id: str, newest: int | None = None) -> Operation[list[Message]]:
+    """Return the thread's messages, oldest first; with `newest`, that many of the newest."""
+    if newest is None:
+        rows = yield Rows("SELECT body FROM messages WHERE thread_id = $1 ORDER BY seq", thread_id)
+        return [read_message(row[0]) for row in rows]
+    rows = yield Rows("SELECT body FROM messages WHERE thread_id = $1 ORDER BY seq DESC LIMIT $2", thread_id, newest)
+    return [read_message(row[0]) for row in reversed(rows)]
+
+
+def has_user_message(thread_id: str) -> Operation[bool]:
+    """Say whether somebody has asked something."""
+    row = yield Row("SELECT 1 FROM messages WHERE thread_id = $1 AND role = 'user' LIMIT 1", thread_id)
+    return row is not None
+
+
+def delete_message(message_id: str, thread_id: str, now: int) -> Operation[None]:
+    """Delete a message. Raises NotFound, and InvalidRequest while a run is still writing it."""
+    row = yield Row(
+        "SELECT seq, status FROM messages WHERE id = $1 AND thread_id = $2", message_id, thread_id, lock="wait"
+    )
+    if row is None:
+        raise no_message(message_id)
+    if row[1] == "in_progress":
+        raise InvalidRequest(f"Can't delete message {message_id} while a run is writing it.")
+    yield Do("DELETE FROM messages WHERE id = $1", message_id)
+    yield from insert_tombstone(message_id, row[0], thread_id, now)

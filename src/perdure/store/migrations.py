@@ -1,0 +1,65 @@
+"""Bringing a database up to this program's schema: numbered files in `store/schema/`, forward only.
+
+Rules: a file that was released is never edited; each is applied in a transaction of its own, and a database that is
+newer than the program is refused before anything is touched.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib import resources
+from typing import NamedTuple
+
+from perdure.errors import OperatorError
+from perdure.store.db import Do, Operation, Row
+
+_FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
+_COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
+_STATEMENT_END = re.compile(r";\s*$", re.MULTILINE)
+
+
+class Migration(NamedTuple):
+    """One file: its number and its text."""
+
+    version: int
+    text: str
+
+
+@cache
+def migrations() -> tuple[Migration, ...]:
+    """Return all migrations of this program, oldest first."""
+    files = resources.files("perdure.store.schema").iterdir()
+    numbered = [(match, file) for file in files if (match := _FILE_NAME.fullmatch(file.name))]
+    return tuple(sorted(Migration(int(match[1]), file.read_text(encoding="utf-8")) for match, file in numbered))
+
+
+def split_statements(text: str, serial: str) -> list[str]:
+    """Cut a migration into statements and put the driver's own `serial` column type in its place."""
+    plain = _COMMENT.sub("", text).replace("{serial}", serial)
+    return [part.strip() for part in _STATEMENT_END.split(plain) if part.strip()]
+
+
+def apply_next(serial: str, *, lock: str | None = None) -> Operation[bool]:
+    """Apply the oldest migration that is missing; return whether there was one.
+
+    `lock` is a statement that makes other servers wait, where a write transaction alone does not.
+    Raises OperatorError if the database is newer than the program.
+    """
+    if lock is not None:
+        yield Row(lock)
+    yield Do("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
+    (version,) = yield Row("SELECT coalesce(max(version), 0) FROM schema_version")
+    newest = migrations()[-1].version
+    if version > newest:
+        raise OperatorError(
+            f"the database has schema version {version}, this Perdure knows {newest}: "
+            "start the Perdure that wrote it, or a newer one"
+        )
+    missing = [migration for migration in migrations() if migration.version > version]
+    if not missing:
+        return False
+    for statement in split_statements(missing[0].text, serial):
+        yield Do(statement)
+    yield Do("INSERT INTO schema_version (version) VALUES ($1)", missing[0].version)
+    return True

@@ -1,0 +1,67 @@
+"""List pages out of any table that has `seq`, `id` and `body`.
+
+Order is by `seq`, which the parent's lock hands out, so that objects of one second keep their order and nobody steps
+over one. A cursor whose object was deleted keeps its place by its tombstone: programs delete while they page.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from perdure.errors import InvalidRequest
+from perdure.store.db import Do, Operation, Row, Rows, Value
+from perdure.wire.page import Page, PageQuery
+
+
+def list_page(table: str, parent: tuple[str, str], query: PageQuery, *, run_id: str | None = None) -> Operation[Page]:
+    """Return a page of the rows of `table` whose column `parent[0]` is `parent[1]`. Raises InvalidRequest."""
+    column, owner = parent
+    args: list[Value] = [owner]
+    where = [f"{column} = $1"]
+    if run_id is not None:
+        args.append(run_id)
+        where.append(f"run_id = ${len(args)}")
+    for cursor, comparison in ((query.after, ">"), (query.before, "<")):
+        if cursor is not None:
+            place = yield from _place(table, column, owner, cursor)
+            args.append(place)
+            forward = (comparison == ">") == (query.order == "asc")
+            where.append(f"seq {'>' if forward else '<'} ${len(args)}")
+    # With `before` alone the page that ends at the cursor is wanted: walk backwards from it.
+    backwards = query.before is not None and query.after is None
+    ascending = (query.order == "asc") != backwards
+    args.append(query.limit + 1)
+    rows = yield Rows(
+        f"SELECT id, body FROM {table} WHERE {' AND '.join(where)} "
+        f"ORDER BY seq {'ASC' if ascending else 'DESC'} LIMIT ${len(args)}",
+        *args,
+    )
+    return _page(list(rows), query.limit, backwards=backwards)
+
+
+def _page(rows: list[tuple[str, str]], limit: int, *, backwards: bool) -> Page:
+    shown = rows[:limit]
+    if backwards:
+        shown.reverse()
+    return Page(
+        data=[msgspec.Raw(body.encode()) for _, body in shown],
+        first_id=shown[0][0] if shown else None,
+        last_id=shown[-1][0] if shown else None,
+        has_more=len(rows) > limit,
+    )
+
+
+def _place(table: str, column: str, owner: str, cursor: str) -> Operation[int]:
+    row = yield Row(f"SELECT seq FROM {table} WHERE id = $1 AND {column} = $2", cursor, owner)
+    if row is None:
+        row = yield Row("SELECT seq FROM tombstones WHERE id = $1 AND parent = $2", cursor, owner)
+    if row is None:
+        raise InvalidRequest(f"No object found with id '{cursor}' to page from.", param="after", code="invalid_value")
+    return int(row[0])
+
+
+def insert_tombstone(object_id: str, seq: int, parent: str, now: int) -> Operation[None]:
+    """Remember where a deleted object stood in its list."""
+    yield Do(
+        "INSERT INTO tombstones (id, seq, parent, deleted_at) VALUES ($1, $2, $3, $4)", object_id, seq, parent, now
+    )

@@ -1,0 +1,375 @@
+"""Runs in the store: creation, the claim, the fence, and the one function that writes a status.
+
+Every write of a worker is conditional on its attempt number: whoever lost the lease finds no row and gets `LeaseLost`.
+"One active run per thread" is a unique index; the look-up before it is only there for the text of the refusal.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from perdure.domain.creation import changed_run
+from perdure.domain.lifecycle import ACTIVE, TERMINAL, move_run
+from perdure.errors import ApiError, InvalidRequest, NotFound, RunFailure
+from perdure.store.bodies import encode, read_extra, read_run
+from perdure.store.db import Do, Operation, Row, Rows, Value
+from perdure.store.event_log import Draft, append_events, number_events
+from perdure.store.messages import insert_messages, write_message
+from perdure.store.pages import list_page
+from perdure.store.steps import insert_step, write_step
+from perdure.wire.events import ATTEMPT_STRIDE, RUN_EVENTS, LogEvent
+from perdure.wire.kinds import Metadata, Usage
+from perdure.wire.messages import Message
+from perdure.wire.page import Page, PageQuery
+from perdure.wire.runs import Extra, IncompleteRun, RequiredAction, Run, RunStatus
+from perdure.wire.steps import RunStep
+
+COLUMNS = "body, project_id, attempt, worker_id, lease_until, extra, last_event, recoveries"
+
+
+class LeaseLost(Exception):
+    """This attempt holds the run no more: another one does, or the run is gone."""
+
+
+class RunStopped(Exception):
+    """The run was moved to `cancelling` under the worker's hands; the worker winds it up."""
+
+
+class Hold(msgspec.Struct, frozen=True):
+    """A worker's hold on a run."""
+
+    run_id: str
+    attempt: int
+    worker_id: str
+
+
+class RunRow(msgspec.Struct):
+    """A run with the columns beside its body."""
+
+    run: Run
+    project_id: str
+    attempt: int
+    worker_id: str | None
+    lease_until: float | None
+    extra: Extra
+    last_event: int
+    recoveries: int
+
+
+class Claim(msgspec.Struct, frozen=True):
+    """A run that a worker has just got hold of, and the events that this wrote."""
+
+    hold: Hold
+    row: RunRow
+    events: list[LogEvent]
+
+
+class Change(msgspec.Struct, kw_only=True):
+    """What one transaction of a worker writes: objects, their events in order, and at last a move of the run."""
+
+    new_steps: list[RunStep] = []
+    new_messages: list[Message] = []
+    steps: list[RunStep] = []
+    messages: list[Message] = []
+    drafts: list[Draft] = []
+    to: RunStatus | None = None
+    usage: Usage | None = None
+    required_action: RequiredAction | None = None
+    incomplete: IncompleteRun | None = None
+    failure: RunFailure | None = None
+    extra: Extra | None = None
+
+
+def no_run(run_id: str) -> ApiError:
+    """Return the refusal."""
+    return NotFound(f"No run found with id '{run_id}'.")
+
+
+def find_active_run(thread_id: str) -> Operation[str | None]:
+    """Return the id of the run that locks the thread."""
+    row = yield Row(
+        "SELECT id FROM runs WHERE thread_id = $1 "
+        "AND status IN ('queued', 'in_progress', 'requires_action', 'cancelling')",
+        thread_id,
+    )
+    return row[0] if row else None
+
+
+def insert_run(run: Run, extra: Extra, project_id: str, before: list[Draft]) -> Operation[None]:
+    """Store a queued run and begin its log. The caller holds the thread's lock. Raises InvalidRequest if it is busy."""
+    events = number_events([*before, ("thread.run.created", run), ("thread.run.queued", run)], 0)
+    written = yield Do(
+        "INSERT INTO runs (id, thread_id, project_id, assistant_id, status, expires_at, created_at, extra, body, "
+        "last_event) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
+        run.id,
+        run.thread_id,
+        project_id,
+        run.assistant_id,
+        run.status,
+        run.expires_at,
+        run.created_at,
+        encode(extra),
+        encode(run),
+        events[-1].sequence,
+    )
+    if written != 1:
+        active = yield from find_active_run(run.thread_id)
+        raise InvalidRequest(f"Thread {run.thread_id} already has an active run {active}.")
+    yield from append_events(run.id, events)
+
+
+def get_run_body(run_id: str, thread_id: str, project_id: str) -> Operation[str]:
+    """Return the stored JSON. Raises NotFound."""
+    row = yield Row(
+        "SELECT body FROM runs WHERE id = $1 AND thread_id = $2 AND project_id = $3", run_id, thread_id, project_id
+    )
+    if row is None:
+        raise no_run(run_id)
+    return str(row[0])
+
+
+def lock_run(run_id: str, thread_id: str, project_id: str) -> Operation[RunRow]:
+    """Return the run, locked. Raises NotFound."""
+    row = yield Row(
+        f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND thread_id = $2 AND project_id = $3",
+        run_id,
+        thread_id,
+        project_id,
+        lock="wait",
+    )
+    if row is None:
+        raise no_run(run_id)
+    return read_row(row)
+
+
+def read_row(row: tuple[str, str, int, str | None, float | None, str, int, int]) -> RunRow:
+    """Return the columns of `COLUMNS` as a RunRow."""
+    body, project_id, attempt, worker_id, lease_until, extra, last_event, recoveries = row
+    run = read_run(body)
+    return RunRow(run, project_id, attempt, worker_id, lease_until, read_extra(extra), last_event, recoveries)
+
+
+def write_move(
+    row: RunRow,
+    moved: Run,
+    events: list[LogEvent],
+    *,
+    attempt: int,
+    worker_id: str | None = None,
+    lease_until: float | None = None,
+    extra: Extra | None = None,
+    ended_at: int | None = None,
+    recoveries: int | None = None,
+) -> Operation[None]:
+    """Write a run over its old self: the only statement that sets a run's status.
+
+    It is conditional on the old status and the old attempt. Raises LeaseLost when neither is there any more.
+    """
+    written = yield Do(
+        "UPDATE runs SET status = $4, body = $5, extra = $6, last_event = $7, attempt = $8, worker_id = $9, "
+        "lease_until = $10, ended_at = $11, recoveries = $12 WHERE id = $1 AND status = $2 AND attempt = $3",
+        row.run.id,
+        row.run.status,
+        row.attempt,
+        moved.status,
+        encode(moved),
+        encode(row.extra if extra is None else extra),
+        events[-1].sequence if events else row.last_event,
+        attempt,
+        worker_id,
+        lease_until,
+        ended_at,
+        row.recoveries if recoveries is None else recoveries,
+    )
+    if written != 1:
+        raise LeaseLost
+    yield from append_events(row.run.id, events)
+
+
+def claim_run(worker_id: str, now: float, lease_until: float, run_id: str | None = None) -> Operation[Claim | None]:
+    """Take hold of a waiting run, the oldest unless one is named; None if there is none.
+
+    A queued run moves to in_progress. A run that is being cancelled is claimed as it is: it has to be wound up.
+    """
+    one = "AND id = $1 " if run_id else ""
+    args: list[Value] = [run_id] if run_id else []
+    found = yield Row(
+        f"SELECT {COLUMNS} FROM runs WHERE status IN ('queued', 'cancelling') AND worker_id IS NULL {one}"
+        "ORDER BY seq LIMIT 1",
+        *args,
+        lock="skip",
+    )
+    if found is None:
+        return None
+    row = read_row(found)
+    attempt = row.attempt + 1
+    events: list[LogEvent] = []
+    moved = row.run
+    if row.run.status == "queued":
+        moved = move_run(row.run, "in_progress", int(now))
+        events = number_events([("thread.run.in_progress", moved)], attempt * ATTEMPT_STRIDE)
+    yield from write_move(row, moved, events, attempt=attempt, worker_id=worker_id, lease_until=lease_until)
+    held = msgspec.structs.replace(
+        row,
+        run=moved,
+        attempt=attempt,
+        worker_id=worker_id,
+        last_event=events[-1].sequence if events else attempt * ATTEMPT_STRIDE,
+    )
+    return Claim(Hold(row.run.id, attempt, worker_id), held, events)
+
+
+def count_waiting() -> Operation[int]:
+    """Return how many runs wait for a worker."""
+    row = yield Row("SELECT count(*) FROM runs WHERE status IN ('queued', 'cancelling') AND worker_id IS NULL")
+    return int(row[0])
+
+
+def renew_leases(holds: list[Hold], lease_until: float) -> Operation[dict[str, RunStatus | None]]:
+    """Extend the leases; return each run's status, None where the hold is lost."""
+    statuses: dict[str, RunStatus | None] = {}
+    for hold in holds:
+        row = yield Row(
+            "UPDATE runs SET lease_until = $3 WHERE id = $1 AND attempt = $2 AND worker_id IS NOT NULL "
+            "RETURNING status",
+            hold.run_id,
+            hold.attempt,
+            lease_until,
+        )
+        statuses[hold.run_id] = row[0] if row else None
+    return statuses
+
+
+def lock_held(hold: Hold) -> Operation[RunRow]:
+    """Return the run, locked, if the hold still holds. Raises LeaseLost."""
+    row = yield Row(
+        f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND attempt = $2 AND worker_id = $3",
+        hold.run_id,
+        hold.attempt,
+        hold.worker_id,
+        lock="wait",
+    )
+    if row is None:
+        raise LeaseLost
+    return read_row(row)
+
+
+def record_change(hold: Hold, pending: list[LogEvent], change: Change, now: int) -> Operation[list[LogEvent]]:
+    """Write what a worker did; return the new events, which may be shown once this is committed.
+
+    `pending` are deltas that live readers have seen already. A move lets go of the run unless it goes on being worked.
+    Raises LeaseLost, and RunStopped when the run was cancelled meanwhile and the change would move it.
+    """
+    row = yield from lock_held(hold)
+    drafts = list(change.drafts)
+    moved = row.run
+    if change.to is not None:
+        if row.run.status == "cancelling":
+            raise RunStopped
+        moved = move_run(
+            row.run,
+            change.to,
+            now,
+            usage=change.usage,
+            required_action=change.required_action,
+            failure=change.failure,
+            incomplete=change.incomplete,
+        )
+        drafts.append((RUN_EVENTS[change.to], moved))
+    events = number_events(drafts, pending[-1].sequence if pending else row.last_event)
+    for step in change.new_steps:
+        yield from insert_step(step)
+    yield from insert_messages(change.new_messages)
+    for message in change.messages:
+        yield from write_message(message)
+    for step in change.steps:
+        yield from write_step(step)
+    if change.to is not None:
+        ended_at = now if change.to in TERMINAL else None
+        yield from write_move(
+            row, moved, [*pending, *events], attempt=row.attempt, extra=change.extra, ended_at=ended_at
+        )
+    else:
+        yield from _write_extra(hold, [*pending, *events], change.extra or row.extra)
+    return events
+
+
+def _write_extra(hold: Hold, events: list[LogEvent], extra: Extra) -> Operation[None]:
+    yield Do(
+        "UPDATE runs SET last_event = $2, extra = $3 WHERE id = $1", hold.run_id, events[-1].sequence, encode(extra)
+    )
+    yield from append_events(hold.run_id, events)
+
+
+def append_deltas(hold: Hold, events: list[LogEvent]) -> Operation[None]:
+    """Commit deltas. Raises LeaseLost."""
+    written = yield Do(
+        "UPDATE runs SET last_event = $4 WHERE id = $1 AND attempt = $2 AND worker_id = $3",
+        hold.run_id,
+        hold.attempt,
+        hold.worker_id,
+        events[-1].sequence,
+    )
+    if written != 1:
+        raise LeaseLost
+    yield from append_events(hold.run_id, events)
+
+
+def update_run(
+    run_id: str, thread_id: str, project_id: str, metadata: Metadata | None | msgspec.UnsetType
+) -> Operation[Run]:
+    """Change an ended run's metadata. Raises NotFound, and InvalidRequest while it is active."""
+    row = yield from lock_run(run_id, thread_id, project_id)
+    if row.run.status in ACTIVE:
+        raise InvalidRequest(f"Cannot update run with status '{row.run.status}'.")
+    run = changed_run(row.run, metadata)
+    yield Do("UPDATE runs SET body = $2 WHERE id = $1", run_id, encode(run))
+    return run
+
+
+def request_cancel(run_id: str, thread_id: str, project_id: str, now: int) -> Operation[Run]:
+    """Move a run to cancelling; whoever holds it, or the next to claim it, winds it up. Raises as the API does."""
+    row = yield from lock_run(run_id, thread_id, project_id)
+    if row.run.status not in {"queued", "in_progress", "requires_action"}:
+        raise InvalidRequest(f"Cannot cancel run with status '{row.run.status}'.")
+    # The log's writer is whoever holds the run: the event `thread.run.cancelling` comes with the winding up.
+    run = move_run(row.run, "cancelling", now)
+    yield from write_move(row, run, [], attempt=row.attempt, worker_id=row.worker_id, lease_until=row.lease_until)
+    return run
+
+
+def list_runs(thread_id: str, query: PageQuery) -> Operation[Page]:
+    """Return a page of the thread's runs."""
+    return (yield from list_page("runs", ("thread_id", thread_id), query))
+
+
+def list_held_runs(lapsed_before: float | None) -> Operation[list[str]]:
+    """Return the runs that somebody holds; with a time, only those whose lease lapsed before it."""
+    until = "AND lease_until < $1" if lapsed_before is not None else ""
+    args: list[Value] = [lapsed_before] if lapsed_before is not None else []
+    rows = yield Rows(
+        f"SELECT id FROM runs WHERE status IN ('in_progress', 'cancelling') AND worker_id IS NOT NULL {until}", *args
+    )
+    return [row[0] for row in rows]
+
+
+def list_overdue_runs(now: int) -> Operation[list[str]]:
+    """Return runs past their expiry that nobody holds."""
+    rows = yield Rows(
+        "SELECT id FROM runs WHERE status IN ('queued', 'requires_action') AND worker_id IS NULL AND expires_at <= $1",
+        now,
+    )
+    return [row[0] for row in rows]
+
+
+class LogEnd(msgspec.Struct, frozen=True):
+    """Where a run's log ends, and whether more can come."""
+
+    last_event: int
+    ended: bool
+
+
+def find_log_end(run_id: str) -> Operation[LogEnd | None]:
+    """Return where the log ends; None if the run is gone."""
+    row = yield Row("SELECT last_event, ended_at FROM runs WHERE id = $1", run_id)
+    return LogEnd(row[0], row[1] is not None) if row else None

@@ -1,0 +1,393 @@
+"""The SQLite driver: one writer thread that commits in groups, readers on connections of their own.
+
+Rules. Whoever waits while a commit is being written to disk shares the next one, so durable commits
+(`synchronous=FULL`) stay cheap under load. An answer is given only after the commit that holds it; if that commit
+fails, nobody in it gets one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec, TypeVar
+
+from perdure.errors import OperatorError, Unavailable
+from perdure.store.db import Operation, Row, Rows, Statement
+from perdure.store.migrations import apply_next
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+log = logging.getLogger(__name__)
+
+OLDEST_SQLITE = (3, 35, 0)  # the first with RETURNING
+SERIAL = "INTEGER PRIMARY KEY AUTOINCREMENT"
+BATCH = 256  # operations in one commit at most: bounds the wait of the first and the size of a rollback
+SCAN_THREADS = 2
+BUSY_SECONDS = 5.0
+WAL_PAGES = 4000  # 16 MB between checkpoints: a page that is written often is copied back once
+
+_PRAGMAS = (
+    "PRAGMA journal_mode = WAL",
+    "PRAGMA synchronous = FULL",
+    "PRAGMA foreign_keys = OFF",
+    f"PRAGMA wal_autocheckpoint = {WAL_PAGES}",
+    "PRAGMA cache_size = -32000",
+)
+
+_DISK_FULL = (
+    "nothing of this request was stored: the disk that holds the database is full. Free space there, then retry."
+)
+_CAUSES = {
+    sqlite3.SQLITE_FULL: _DISK_FULL,
+    sqlite3.SQLITE_IOERR: "nothing of this request was stored: the disk refused a write or read ({error}). "
+    "Check the disk and its free space, then retry.",
+    sqlite3.SQLITE_READONLY: "nothing of this request was stored: the database can not be written ({error}). "
+    "Check the permissions of the data folder and whether its disk is mounted read-only.",
+    sqlite3.SQLITE_CANTOPEN: "nothing of this request was stored: the database can not be opened ({error}). "
+    "Check that the data folder exists and can be written.",
+    sqlite3.SQLITE_CORRUPT: "nothing of this request was stored: the database file is damaged ({error}). "
+    "Stop the server and restore a backup.",
+    sqlite3.SQLITE_NOTADB: "nothing of this request was stored: the database file is damaged ({error}). "
+    "Stop the server and restore a backup.",
+    sqlite3.SQLITE_BUSY: "nothing of this request was stored: another program holds the database locked. "
+    "Close it, then retry.",
+    sqlite3.SQLITE_NOMEM: "nothing of this request was stored: the machine is out of memory. Free some, then retry.",
+}
+
+
+class _Write(NamedTuple):
+    """One operation that waits for the writer, and who waits for its answer."""
+
+    begin: Callable[[], Operation[Any]]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+
+
+class _Outcome(NamedTuple):
+    """What an operation came to: an answer, or the error for its caller."""
+
+    answer: Any
+    error: BaseException | None
+
+
+class _UndoOneError(Exception):
+    """An operation failed after it had written, in a batch without savepoints."""
+
+
+class SqliteDatabase:
+    """`Database` on one SQLite file. `path` must lie in a folder that exists."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        self._path = path
+        self._writer = _Writer(connection)
+        self._local = threading.local()
+        self._readers: list[sqlite3.Connection] = []
+        self._scanners = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="perdure-scan")
+        self._closed = False
+
+    @classmethod
+    async def open(cls, path: Path) -> SqliteDatabase:
+        """Open or make the file and bring its schema up to date. Raises OperatorError with one line."""
+        return cls(path, await asyncio.to_thread(_open_for_writing, path))
+
+    async def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run on the writer thread; return after the commit is on disk."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+        self._writer.put(_Write(partial(operation, *args, **kwargs), future, loop))
+        return await future
+
+    async def read(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run at once on the calling thread: a look-up is shorter than handing it to another thread."""
+        return self._look(operation(*args, **kwargs))
+
+    async def scan(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run on one of the scan threads."""
+        self._check_open()
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._scanners, self._look, operation(*args, **kwargs))
+
+    async def close(self) -> None:
+        """Commit what was queued, then close. What comes later is refused with Unavailable."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.to_thread(self._close)
+
+    def _close(self) -> None:
+        self._scanners.shutdown()
+        for connection in self._readers:
+            connection.close()
+        self._writer.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Unavailable("The server is shutting down; retry when it is back.")
+
+    def _look(self, steps: Operation[T]) -> T:
+        """Run a read-only operation on this thread's connection, in one snapshot."""
+        self._check_open()
+        try:
+            cursor = self._reader().cursor()
+            cursor.execute("BEGIN")
+            try:
+                return _drive(cursor, steps)
+            finally:
+                cursor.execute("ROLLBACK")  # nothing was written; also resets a statement with rows left
+        except sqlite3.Error as error:
+            if _code(error) == sqlite3.SQLITE_READONLY or not _is_database_failure(error):
+                raise  # a writing statement in a read, or a wrong one: a bug of ours
+            raise _translated(error) from error
+
+    def _reader(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            connection = _connect(self._path)
+            connection.execute("PRAGMA query_only = ON")
+            connection.execute("PRAGMA cache_size = -16000")
+            self._local.connection = connection
+            self._readers.append(connection)
+        return connection
+
+
+class _Writer:
+    """The thread that owns the writing connection."""
+
+    def __init__(self, connection: sqlite3.Connection) -> None:
+        self._connection = connection
+        self._cursor = connection.cursor()
+        self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
+        self._gate = threading.Lock()
+        self._closed = False
+        self._failing = False
+        self._thread = threading.Thread(target=self._work, name="perdure-writer", daemon=True)
+        self._thread.start()
+
+    def put(self, write: _Write) -> None:
+        """Queue one operation."""
+        with self._gate:
+            if self._closed:
+                raise Unavailable("The server is shutting down; retry when it is back.")
+            self._queue.put(write)
+
+    def close(self) -> None:
+        """Let the thread finish its queue, then copy the log back into the file and close."""
+        with self._gate:
+            self._closed = True
+            self._queue.put(None)
+        self._thread.join()
+        with suppress(sqlite3.Error):  # a full disk: the log stays beside the file and is read at the next start
+            self._cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        self._cursor.close()
+        self._connection.close()
+
+    def _work(self) -> None:
+        going = True
+        while going:
+            batch, going = self._take()
+            if batch:
+                _deliver(batch, self._commit(batch))
+
+    def _take(self) -> tuple[list[_Write], bool]:
+        """Wait for a write, take with it what else waits; also return whether to go on after it."""
+        write = self._queue.get()
+        batch: list[_Write] = []
+        while write is not None:
+            batch.append(write)
+            if len(batch) == BATCH:
+                return batch, True
+            try:
+                write = self._queue.get_nowait()
+            except queue.Empty:
+                return batch, True
+        return batch, False
+
+    def _commit(self, batch: list[_Write]) -> list[_Outcome]:
+        """Run a batch in one transaction. A failure of the database undoes all of it, for everybody."""
+        try:
+            try:
+                outcomes = self._attempt(batch, savepoints=False)
+            except _UndoOneError:
+                self._roll_back()
+                outcomes = self._attempt(batch, savepoints=True)
+        except sqlite3.Error as error:
+            self._roll_back()
+            if not self._failing:
+                name = getattr(error, "sqlite_errorname", "no code")
+                log.error("writes fail: %s (%s)", error, name)  # noqa: TRY400 - one line; a full disk is no bug
+            self._failing = True
+            return [_Outcome(None, _translated(error)) for _ in batch]
+        if self._failing:
+            self._failing = False
+            log.info("writes work again")
+        return outcomes
+
+    def _attempt(self, batch: list[_Write], *, savepoints: bool) -> list[_Outcome]:
+        """Run and commit a batch.
+
+        Savepoints cost as much as a small insert and are hardly ever needed, as most operations that fail do so before
+        they write. So the first attempt goes without; if one has to be undone after all, the batch is run again with
+        them.
+        """
+        cursor = self._cursor
+        cursor.execute("BEGIN IMMEDIATE")
+        outcomes = []
+        for write in batch:
+            if savepoints:
+                cursor.execute("SAVEPOINT one")
+            outcomes.append(self._run_one(write, savepoints=savepoints))
+            if savepoints:
+                cursor.execute("RELEASE one")
+        cursor.execute("COMMIT")
+        return outcomes
+
+    def _run_one(self, write: _Write, *, savepoints: bool) -> _Outcome:
+        before = self._connection.total_changes  # counts rows, not changes of the schema: those belong to migrations
+        try:
+            return _Outcome(_drive(self._cursor, write.begin()), None)
+        except BaseException as error:  # whatever it is, it is for the caller on the other thread
+            if isinstance(error, sqlite3.Error) and _is_database_failure(error):
+                raise
+            if savepoints:
+                self._cursor.execute("ROLLBACK TO one")
+            elif self._connection.total_changes != before:
+                raise _UndoOneError from error
+            return _Outcome(None, error)
+
+    def _roll_back(self) -> None:
+        """Undo the transaction, if SQLite has not done so already."""
+        if self._connection.in_transaction:
+            with suppress(sqlite3.Error):  # the disk is failing; a later BEGIN tells
+                self._cursor.execute("ROLLBACK")
+
+
+def _drive(cursor: sqlite3.Cursor, steps: Generator[Statement, Any, T]) -> T:
+    """Run an operation's statements one by one and send it their answers."""
+    answer: Any = None
+    while True:
+        try:
+            statement = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        try:
+            cursor.execute(_numbered(statement.sql), statement.args)
+        except sqlite3.Error as error:
+            error.add_note(f"in {statement.sql}")
+            raise
+        if isinstance(statement, Row):
+            answer = cursor.fetchone()
+        elif isinstance(statement, Rows):
+            answer = cursor.fetchall()
+        else:
+            answer = max(cursor.rowcount, 0)
+
+
+@lru_cache(maxsize=2048)
+def _numbered(sql: str) -> str:
+    """Spell `$1` the way SQLite numbers parameters."""
+    return re.sub(r"\$(\d+)", r"?\1", sql)
+
+
+def _deliver(batch: list[_Write], outcomes: list[_Outcome]) -> None:
+    """Give every caller its outcome, with one wake-up of each event loop."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], _Outcome]]] = {}
+    for write, outcome in zip(batch, outcomes, strict=True):
+        by_loop.setdefault(write.loop, []).append((write.future, outcome))
+    for loop, answers in by_loop.items():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(_resolve, answers)
+
+
+def _resolve(answers: list[tuple[asyncio.Future[Any], _Outcome]]) -> None:
+    for future, outcome in answers:
+        if future.done():  # its caller was cancelled
+            continue
+        if outcome.error is None:
+            future.set_result(outcome.answer)
+        else:
+            future.set_exception(outcome.error)
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return SQLite's primary result code, 0 if the error came from Python's side."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
+def _is_database_failure(error: sqlite3.Error) -> bool:
+    return _code(error) in _CAUSES
+
+
+def _translated(error: sqlite3.Error) -> sqlite3.Error | Unavailable:
+    """Say what a client and the operator can do; errors that are our own bugs pass as they are."""
+    cause = _CAUSES.get(_code(error))
+    return error if cause is None else Unavailable(f"The database failed, {cause.format(error=error)}")
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(
+        path, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=1024, check_same_thread=False
+    )
+
+
+def _open_for_writing(path: Path) -> sqlite3.Connection:
+    """Connect, set up and migrate. Raises OperatorError."""
+    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+        raise OperatorError(
+            f"this Python comes with SQLite {sqlite3.sqlite_version}; Perdure needs 3.35 or newer: use a newer Python"
+        )
+    try:
+        connection = _connect(path)
+    except sqlite3.Error as error:
+        raise OperatorError(f"the database {path} can not be opened: {error}; check the folder's permissions") from None
+    try:
+        for pragma in _PRAGMAS:
+            _patiently(connection, pragma)
+        _migrate(connection)
+    except sqlite3.Error as error:
+        connection.close()
+        raise OperatorError(f"the database {path} can not be used: {error}; check the file and its folder") from None
+    except OperatorError:
+        connection.close()
+        raise
+    return connection
+
+
+def _patiently(connection: sqlite3.Connection, pragma: str) -> None:
+    """Set a pragma; the change to WAL does not wait by itself while another process makes it too."""
+    deadline = time.monotonic() + BUSY_SECONDS
+    while True:
+        try:
+            connection.execute(pragma).fetchall()
+        except sqlite3.OperationalError as error:
+            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+        else:
+            return
+
+
+def _migrate(connection: sqlite3.Connection) -> None:
+    more = True
+    while more:
+        cursor = connection.cursor()
+        cursor.execute("BEGIN IMMEDIATE")
+        try:
+            more = _drive(cursor, apply_next(SERIAL))
+            cursor.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                cursor.execute("ROLLBACK")
+            raise
