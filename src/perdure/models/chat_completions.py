@@ -1,0 +1,302 @@
+"""An upstream that speaks `/v1/chat/completions`: OpenAI, Azure, vLLM, Ollama, llama.cpp and the many like them.
+
+Rules. Nothing is retried once a piece has been given. What the user did not set is not sent. What an upstream does not
+understand (`stream_options`, `max_completion_tokens`) is left out from then on. The key stands in no text and no log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx2
+import msgspec
+
+from perdure.errors import OperatorError, RunFailure
+from perdure.ids import Clock, Ids, RandomIds
+from perdure.models.base import ModelPiece, ModelRequest
+from perdure.models.chat_pieces import AnswerReader
+from perdure.models.upstream_failures import (
+    UpstreamAddress,
+    UpstreamError,
+    broke_off,
+    read_error,
+    refused,
+    silent,
+    unlisted,
+    unreachable,
+    unreadable,
+)
+from perdure.settings import Settings, UpstreamSettings
+
+ERROR_BYTES = 4096
+"""How much of an error's body is read."""
+RETRY_AFTER_SECONDS = 30.0
+"""Longest wait that an upstream can ask for. One that asks for more is not asked again."""
+FIRST_RETRY_SECONDS = 0.5
+LAST_RETRY_SECONDS = 8.0
+LIST_SECONDS = 5.0
+DRAIN_SECONDS = 0.25
+"""How long a stream may stay open after its end. Closed in time, the connection is used again."""
+
+_NOT_UNDERSTOOD = re.compile(
+    r"un(known|supported|recognized|expected)|not (supported|permitted|allowed|recognized)|extra|no such|invalid_param",
+    re.IGNORECASE,
+)
+
+
+class ChatCompletionsModel:
+    """A client of one upstream, with its own pool of connections. `jitter` gives numbers from 0 to 1.
+
+    Raises OperatorError for a URL or key that can not be used.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        upstream: UpstreamSettings,
+        settings: Settings,
+        clock: Clock,
+        *,
+        ids: Ids | None = None,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.name = name
+        self._address = UpstreamAddress(name, _without_secrets(upstream.url))
+        self._base = _checked_url(upstream.url, self._address)
+        self._key = _checked_key((upstream.key or "").strip(), self._address)
+        self._settings = settings
+        self._clock = clock
+        self._ids = ids or RandomIds()
+        self._jitter = jitter
+        self._takes_stream_options = True
+        self._limit_name = "max_completion_tokens"
+        self._client = _client(settings, self._key)
+
+    async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelPiece, None]:
+        """Answer piece by piece, as the upstream sends them. Raises RunFailure."""
+        response = await self._open(request)
+        answer = AnswerReader(self._address, request, self._ids, self._key)
+        try:
+            async with aclosing(response.aiter_bytes()) as parts:
+                async for part in parts:
+                    for piece in answer.feed(part):
+                        yield piece
+                    if answer.complete:
+                        await _drain(parts)
+                        break
+        except httpx2.RequestError as error:
+            if not answer.finished:
+                raise self._lost(error) from None
+        finally:
+            await response.aclose()
+        for piece in answer.end():
+            yield piece
+
+    async def list_models(self) -> list[str]:
+        """Return the names that the upstream lists. Raises RunFailure."""
+        try:
+            async with asyncio.timeout(LIST_SECONDS):
+                response = await self._client.get(_endpoint(self._base, "/models"), timeout=LIST_SECONDS)
+        except TimeoutError:
+            raise silent(self._address, LIST_SECONDS) from None
+        except httpx2.RequestError as error:
+            raise self._lost(error) from None
+        if not response.is_success:
+            error_body = read_error(response.content[:ERROR_BYTES])
+            raise unlisted(self._address, response.status_code, error_body, self._key)
+        names = _listed(response.content)
+        if names is None:
+            raise unreadable(self._address, response.content, self._key, "a list of models")
+        return names
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._client.aclose()
+
+    async def _open(self, request: ModelRequest) -> httpx2.Response:
+        """Ask until there is an answer to read, or a failure that stays."""
+        retries = 0
+        while True:
+            body = self._body(request)
+            answer = await self._ask(body)
+            if isinstance(answer, httpx2.Response):
+                if answer.is_success:
+                    return answer
+                error = await self._said(answer)
+                if self._learns(answer.status_code, error, body):
+                    continue
+                failure = refused(self._address, answer.status_code, error, request.model, self._key)
+                wait = self._wait(answer, error, retries)
+            else:
+                failure = self._lost(answer)
+                wait = None if isinstance(answer, httpx2.ReadTimeout) else self._back_off(retries)
+            if wait is None or retries >= self._settings.upstream_retries:
+                raise failure
+            await self._clock.sleep(wait)
+            retries += 1
+
+    async def _ask(self, body: dict[str, Any]) -> httpx2.Response | httpx2.RequestError:
+        request = self._client.build_request(
+            "POST",
+            _endpoint(self._base, "/chat/completions"),
+            content=msgspec.json.encode(body),
+            headers={"content-type": "application/json"},
+        )
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx2.RequestError as error:
+            return error
+
+    def _body(self, request: ModelRequest) -> dict[str, Any]:
+        fields = msgspec.structs.asdict(request)
+        limit = fields.pop("max_completion_tokens")
+        body = {name: value for name, value in fields.items() if value is not None}
+        if not request.tools:  # upstreams refuse what is said about tools where there are none
+            for name in ("tools", "tool_choice", "parallel_tool_calls"):
+                body.pop(name, None)
+        if limit is not None:
+            body[self._limit_name] = limit
+        body["stream"] = True
+        if self._takes_stream_options:
+            body["stream_options"] = {"include_usage": True}
+        return body
+
+    def _learns(self, status: int, error: UpstreamError, body: dict[str, Any]) -> bool:
+        """Whether the refusal is about a parameter that can be left out, or called by its old name, from now on."""
+        if status not in {400, 422}:
+            return False
+        text = f"{error.param} {error.code} {error.message}"
+        if "stream_options" in body and "stream_options" in text:
+            self._takes_stream_options = False
+            return True
+        if "max_completion_tokens" in body and "max_completion_tokens" in text and _NOT_UNDERSTOOD.search(text):
+            self._limit_name = "max_tokens"
+            return True
+        return False
+
+    async def _said(self, response: httpx2.Response) -> UpstreamError:
+        """Read an error's body, but not more than ERROR_BYTES of it."""
+        body = b""
+        try:
+            async with aclosing(response.aiter_bytes()) as parts:
+                async for part in parts:
+                    body += part
+                    if len(body) >= ERROR_BYTES:
+                        break
+        except httpx2.RequestError:
+            pass  # the status says enough
+        finally:
+            await response.aclose()
+        if response.is_redirect:
+            return UpstreamError(f"it points to {_without_secrets(response.headers.get('location', 'nowhere'))}")
+        return read_error(body[:ERROR_BYTES])
+
+    def _wait(self, response: httpx2.Response, error: UpstreamError, retries: int) -> float | None:
+        """Seconds until the next try; None when there should be none."""
+        limited = response.status_code == httpx2.codes.TOO_MANY_REQUESTS
+        if not (limited or response.is_server_error) or error.code == "insufficient_quota":
+            return None
+        asked = _retry_after(response.headers, self._clock.now())
+        if asked is None:
+            return self._back_off(retries)
+        return asked if asked <= RETRY_AFTER_SECONDS else None
+
+    def _back_off(self, retries: int) -> float:
+        seconds: float = min(FIRST_RETRY_SECONDS * 2**retries, LAST_RETRY_SECONDS)
+        return seconds * (1 - 0.25 * self._jitter())
+
+    def _lost(self, error: httpx2.RequestError) -> RunFailure:
+        """Return the failure for a connection that could not be made or was lost."""
+        if isinstance(error, httpx2.ReadTimeout):
+            return silent(self._address, self._settings.upstream_silence_seconds)
+        if isinstance(error, httpx2.ConnectTimeout):
+            why = f"no connection within {self._settings.upstream_connect_seconds:g} seconds"
+            return unreachable(self._address, why, self._key)
+        if isinstance(error, httpx2.ConnectError):
+            return unreachable(self._address, str(error), self._key)
+        return broke_off(self._address, str(error), self._key)
+
+
+def _checked_key(key: str, address: UpstreamAddress) -> str | None:
+    """Return the key, None for an empty one. Refuse what a header can not carry."""
+    if not (key.isascii() and key.isprintable()):
+        raise OperatorError(f"{address.key_setting} holds characters that no HTTP header can carry; copy the key again")
+    return key or None
+
+
+def _checked_url(url: str, address: UpstreamAddress) -> str:
+    """Return the URL. Refuse what the HTTP client can not parse."""
+    try:
+        httpx2.URL(url)
+    except httpx2.InvalidURL as error:
+        raise OperatorError(f"{address.url_setting} is not a URL: {error}") from None
+    return url
+
+
+def _client(settings: Settings, key: str | None) -> httpx2.AsyncClient:
+    headers = {"user-agent": "perdure", "accept-encoding": "identity"}  # compressed streams arrive in clumps
+    if key is not None:
+        headers["authorization"] = f"Bearer {key}"
+    silence = settings.upstream_silence_seconds
+    most = settings.upstream_connections
+    return httpx2.AsyncClient(
+        headers=headers,
+        timeout=httpx2.Timeout(connect=settings.upstream_connect_seconds, read=silence, write=silence, pool=None),
+        limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=30.0),
+    )
+
+
+async def _drain(parts: AsyncGenerator[bytes, None]) -> None:
+    try:
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in parts:
+                pass
+    except (TimeoutError, httpx2.RequestError):
+        pass  # the connection is closed then, and another one opened next time
+
+
+def _endpoint(base: str, path: str) -> str:
+    """Return the base URL with the path added in front of its query, if it has one (`?api-version=...`)."""
+    parts = urlsplit(base)
+    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
+
+
+def _without_secrets(url: str) -> str:
+    """Return the URL without user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def _retry_after(headers: httpx2.Headers, now: float) -> float | None:
+    """Read `retry-after-ms` and `Retry-After`, seconds or a date."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            return max(0.0, float(headers[name]) * unit)
+        except (KeyError, ValueError):
+            continue
+    try:
+        date = parsedate_to_datetime(headers["retry-after"])
+    except (KeyError, ValueError):
+        return None
+    aware = date if date.tzinfo else date.replace(tzinfo=UTC)
+    return max(0.0, aware.timestamp() - now)
+
+
+def _listed(body: bytes) -> list[str] | None:
+    """Return the names in a model list: OpenAI's shape, or a bare array as some servers send it."""
+    try:
+        value: Any = msgspec.json.decode(body)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    rows = value.get("data") if isinstance(value, dict) else value
+    if not isinstance(rows, list):
+        return None
+    return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
