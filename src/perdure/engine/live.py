@@ -1,0 +1,177 @@
+"""The live side of the event log: readers follow a run while it is written.
+
+A stream is a reader of the log. What a worker of this process appends, reaches readers here without a look-up, deltas
+even before they are committed; all else they read from the store. Rules: a feed forgets only what is committed, and a
+reader whose place the feed no longer covers goes to the store. No transaction is open while a reader waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator
+
+from perdure.store.db import Database
+from perdure.store.event_log import list_events
+from perdure.store.runs import find_log_end
+from perdure.wire.events import END_EVENTS, LogEvent
+
+TAIL_EVENTS = 1024
+LOOK_SECONDS = 1.0
+"""How often a waiting reader looks into the store: another process may be writing the run."""
+
+
+class Signal:
+    """Wakes whoever waits for something newer than the version that they have seen."""
+
+    def __init__(self) -> None:
+        self.version = 0
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    def fire(self) -> None:
+        """Raise the version and wake everybody."""
+        self.version += 1
+        waiting, self._waiting = self._waiting, set()
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+
+    async def wait(self, seen: int, seconds: float) -> bool:
+        """Wait until the version differs from `seen`; False when the time is over."""
+        if self.version != seen:
+            return True
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[None] = loop.create_future()
+        self._waiting.add(future)
+        timer = loop.call_later(seconds, _resolve, future)
+        try:
+            await future
+        finally:
+            timer.cancel()
+            self._waiting.discard(future)
+        return self.version != seen
+
+
+def _resolve(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+class Feed:
+    """The newest events of one run. `news` fires at every event, `moves` only when something was committed."""
+
+    def __init__(self) -> None:
+        self.news = Signal()
+        self.moves = Signal()
+        self.users = 0
+        self._tail: deque[LogEvent] = deque()
+        self._floor: int | None = None  # the tail has everything after it; None: nobody here writes the run
+        self._committed = 0
+
+    def begin(self, last_event: int) -> None:
+        """Begin: a worker of this process holds the run now, its log ends at `last_event`."""
+        self._tail.clear()
+        self._floor = last_event
+        self._committed = last_event
+
+    def end(self) -> None:
+        """End: the worker has let go, all is committed."""
+        self._tail.clear()
+        self._floor = None
+        self.moves.fire()
+        self.news.fire()
+
+    def show(self, events: list[LogEvent]) -> None:
+        """Show events that are not committed yet: deltas only."""
+        self._tail.extend(events)
+        self.news.fire()
+
+    def commit(self, up_to: int, events: list[LogEvent]) -> None:
+        """Show events that are committed, as is everything up to `up_to`."""
+        self._tail.extend(events)
+        self._committed = max(self._committed, up_to)
+        while len(self._tail) > TAIL_EVENTS and self._tail[0].sequence <= self._committed:
+            self._floor = self._tail.popleft().sequence
+        if events:
+            self.moves.fire()
+            self.news.fire()
+
+    def since(self, cursor: int) -> list[LogEvent] | None:
+        """Return the events after `cursor`, or None if only the store can tell."""
+        if self._floor is None or cursor < self._floor:
+            return None
+        if not self._tail or self._tail[-1].sequence <= cursor:
+            return []
+        return [event for event in self._tail if event.sequence > cursor]
+
+
+class Feeds:
+    """The feeds of all runs that somebody writes or reads in this process."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._feeds: dict[str, Feed] = {}
+
+    def attach(self, run_id: str) -> Feed:
+        """Return the run's feed; give it back with `detach`."""
+        feed = self._feeds.get(run_id)
+        if feed is None:
+            feed = self._feeds[run_id] = Feed()
+        feed.users += 1
+        return feed
+
+    def detach(self, run_id: str) -> None:
+        """Give a feed back; the last one out drops it."""
+        feed = self._feeds[run_id]
+        feed.users -= 1
+        if feed.users == 0:
+            del self._feeds[run_id]
+
+    def wake(self, run_id: str) -> None:
+        """Say that something of a run was committed by somebody other than its worker."""
+        feed = self._feeds.get(run_id)
+        if feed is not None:
+            feed.moves.fire()
+            feed.news.fire()
+
+    async def follow(self, run_id: str, after: int, keepalive_seconds: float) -> AsyncGenerator[list[LogEvent], None]:
+        """Yield events after a number in small batches, an empty one after each silence, until the run pauses or ends.
+
+        It also ends when the run is deleted.
+        """
+        feed = self.attach(run_id)
+        silent = 0.0
+        cursor = after
+        try:
+            while True:
+                seen = feed.news.version
+                batch = feed.since(cursor)
+                if batch is None:
+                    batch = await self._database.read(list_events, run_id, cursor)
+                if batch:
+                    batch = _up_to_end(batch)
+                    cursor = batch[-1].sequence
+                    silent = 0.0
+                    yield batch
+                    if batch[-1].name in END_EVENTS:
+                        return
+                elif not await feed.news.wait(seen, min(LOOK_SECONDS, keepalive_seconds)):
+                    if await self._is_over(run_id, cursor):
+                        return
+                    silent += min(LOOK_SECONDS, keepalive_seconds)
+                    if silent >= keepalive_seconds:
+                        silent = 0.0
+                        yield []
+        finally:
+            self.detach(run_id)
+
+    async def _is_over(self, run_id: str, cursor: int) -> bool:
+        end = await self._database.read(find_log_end, run_id)
+        return end is None or (end.ended and end.last_event <= cursor)
+
+
+def _up_to_end(batch: list[LogEvent]) -> list[LogEvent]:
+    for index, event in enumerate(batch):
+        if event.name in END_EVENTS:
+            return batch[: index + 1]
+    return batch
