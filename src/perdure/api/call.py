@@ -1,0 +1,134 @@
+"""A call: one request after the door, with its project, its checked path ids and its decoded body."""
+
+from __future__ import annotations
+
+from typing import Any, Generic, Protocol, TypeVar
+
+import msgspec
+from starlette.datastructures import Headers, QueryParams
+from starlette.responses import Response
+
+from perdure.engine.dispatch import Dispatch
+from perdure.engine.live import Feeds
+from perdure.errors import InvalidRequest, Unauthenticated
+from perdure.ids import Clock, Ids
+from perdure.models.names import ModelRegistry
+from perdure.store.db import Database
+from perdure.wire.page import PageQuery
+from perdure.wire.refusals import number_out_of_range, unsupported_value
+
+B = TypeVar("B")
+_encode = msgspec.json.Encoder().encode
+MOST_PER_PAGE = 100
+
+
+class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
+    """What the API must know of the settings."""
+
+    run_expiry_seconds: int
+    poll_after_ms: int
+    poll_hold_seconds: float
+    keepalive_seconds: float
+    body_limit_bytes: int
+    body_timeout_seconds: float
+    require_beta_header: bool
+    open_without_key: bool
+    """Any key is accepted as long as none was made: on loopback only."""
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """The parts that handlers work with."""
+
+    database: Database
+    feeds: Feeds
+    dispatch: Dispatch
+    models: ModelRegistry
+    clock: Clock
+    ids: Ids
+    settings: ApiSettings
+
+
+class Call(Generic[B]):
+    """One request. `ids` are its path parameters, prefixes checked; `body` is decoded and validated."""
+
+    __slots__ = ("body", "context", "headers", "ids", "project_id", "query")
+
+    def __init__(
+        self,
+        context: Context,
+        project_id: str,
+        ids: dict[str, str],
+        headers: Headers,
+        query: QueryParams,
+        body: B,
+    ) -> None:
+        self.context = context
+        self.project_id = project_id
+        self.ids = ids
+        self.headers = headers
+        self.query = query
+        self.body = body
+
+    @property
+    def now(self) -> int:
+        """Unix time in whole seconds."""
+        return int(self.context.clock.now())
+
+    def new_id(self, prefix: str) -> str:
+        """Return a fresh id."""
+        return self.context.ids.new(prefix)
+
+
+class Handler(Protocol):
+    """What answers an operation."""
+
+    async def __call__(self, call: Call[Any], /) -> Response:
+        """Answer. Raises ApiError."""
+        ...
+
+
+def answer(value: Any, headers: dict[str, str] | None = None) -> Response:
+    """Return an object as JSON; text and bytes are JSON already."""
+    content = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else _encode(value)
+    return Response(content, media_type="application/json", headers=headers)
+
+
+def page_query(query: QueryParams) -> PageQuery:
+    """Return the page that a list call asks for; empty values count as absent. Raises InvalidRequest."""
+    order = query.get("order") or "desc"
+    if order not in {"asc", "desc"}:
+        raise unsupported_value("order", order, ["asc", "desc"])
+    return PageQuery(
+        limit=_limit(query.get("limit")),
+        order="asc" if order == "asc" else "desc",
+        after=query.get("after") or None,
+        before=query.get("before") or None,
+    )
+
+
+def _limit(given: str | None) -> int:
+    if not given:
+        return PageQuery().limit
+    try:
+        limit = int(given)
+    except ValueError:
+        raise InvalidRequest(
+            "Invalid type for 'limit': expected an integer, but got a string instead.",
+            param="limit",
+            code="invalid_type",
+        ) from None
+    if limit < 1:
+        raise number_out_of_range("limit", limit, "integer", "minimum", 1)
+    if limit > MOST_PER_PAGE:
+        raise number_out_of_range("limit", limit, "integer", "maximum", MOST_PER_PAGE)
+    return limit
+
+
+def no_key() -> Unauthenticated:
+    """Return the refusal of a call without a key; the text is recorded."""
+    return Unauthenticated(
+        "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
+        "(i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're accessing the "
+        "API from your browser and are prompted for a username and password. You can obtain an API key from "
+        "https://platform.openai.com/account/api-keys."
+    )

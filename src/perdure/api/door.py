@@ -1,0 +1,192 @@
+"""The door: what happens to every request before and after its handler.
+
+Outside, `Front` gives each answer its headers and turns failures into answers. Inside, `Endpoint` checks the key, the
+beta header and the path's ids, reads the body within its limits and decodes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from typing import Any
+
+import msgspec
+from starlette.datastructures import Headers, QueryParams
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from perdure.api.auth import project_of
+from perdure.api.call import Call, Context, Handler, answer
+from perdure.api.failures import ServerFault, failure_response
+from perdure.api.v1_beta import betas_of, from_v1, no_beta_header, to_v1
+from perdure.errors import ApiError, BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout
+from perdure.ids import PREFIXES, check_id
+from perdure.wire.refusals import decode_body
+
+log = logging.getLogger("perdure.api")
+
+API_VERSION = b"2020-10-01"
+V1, V2 = "assistants=v1", "assistants=v2"
+BETA_PATHS = ("/assistants", "/threads")
+LATER_PATHS = ("/files", "/uploads", "/vector_stores")
+
+
+class ClientGone(Exception):
+    """The client hung up in the middle of its request; nobody waits for an answer."""
+
+
+class Front:
+    """Gives every answer its headers, and every failure its answer."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            return
+        started = time.perf_counter()
+        request_id = f"req_{secrets.token_hex(16)}"
+        begun = False
+
+        async def send_with_headers(message: Message) -> None:
+            nonlocal begun
+            if message["type"] == "http.response.start":
+                begun = True
+                milliseconds = int((time.perf_counter() - started) * 1000)
+                message["headers"] = [
+                    *message["headers"],
+                    (b"openai-version", API_VERSION),
+                    (b"openai-processing-ms", b"%d" % milliseconds),
+                    (b"x-request-id", request_id.encode()),
+                ]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_headers)
+        except ClientGone:
+            return
+        except ApiError as failure:
+            await _answer_failure(failure, scope, receive, send_with_headers, begun=begun)
+        except Exception:
+            log.exception("%s: %s %s", request_id, scope["method"], scope["path"])
+            if begun:
+                raise
+            await failure_response(ServerFault(request_id))(scope, receive, send_with_headers)
+
+
+async def _answer_failure(failure: ApiError, scope: Scope, receive: Receive, send: Send, *, begun: bool) -> None:
+    if begun:  # an answer under way can not be taken back; streams send their own error event
+        raise failure
+    await failure_response(failure)(scope, receive, send)
+
+
+async def unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
+    """Refuse a path that the API does not have. Raises NotFound."""
+    del receive, send
+    path = scope["path"]
+    if any(part in path for part in LATER_PATHS):
+        raise NotFound(f"Perdure does not serve this part of the API yet ({scope['method']} {path}).")
+    raise NotFound(f"Invalid URL ({scope['method']} {path})")
+
+
+class Endpoint:
+    """One path: its methods with their handlers and the bodies that they take."""
+
+    def __init__(
+        self, context: Context, methods: dict[str, tuple[Handler, type | None]], *, health: bool = False
+    ) -> None:
+        self._context = context
+        self._health = health
+        self._methods: dict[str, tuple[Handler, msgspec.json.Decoder[Any] | None]] = {
+            method: (handler, msgspec.json.Decoder(body) if body else None)
+            for method, (handler, body) in methods.items()
+        }
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request. Raises ApiError and ClientGone."""
+        if self._health:
+            await answer({"status": "ok"})(scope, receive, send)
+            return
+        found = self._methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
+        if found is None:
+            raise MethodNotAllowed(
+                f"Not allowed to {scope['method']} on {scope['path']} (HINT: Perhaps you meant to make a different "
+                f"kind of request? It takes {', '.join(sorted(self._methods))}.)",
+                code="method_not_supported",
+            )
+        handler, decoder = found
+        headers = Headers(scope=scope)
+        context = self._context
+        project_id = await project_of(headers, context.database, open_without_key=context.settings.open_without_key)
+        old = _check_beta(scope, headers, required=context.settings.require_beta_header)
+        ids = {
+            name: check_id(name, value) if name in PREFIXES else value for name, value in scope["path_params"].items()
+        }
+        body = await _read_body(receive, headers, context) if scope["method"] == "POST" else b""
+        decoded = decode_body(decoder, from_v1(body) if old else body) if decoder else None
+        call = Call(context, project_id, ids, headers, QueryParams(scope["query_string"]), decoded)
+        try:
+            response = await handler(call)
+        except RecursionError:
+            raise InvalidRequest("The JSON body of your request is nested too deeply.") from None
+        await _as_v1(response, old=old)(scope, receive, send)
+
+
+def _check_beta(scope: Scope, headers: Headers, *, required: bool) -> bool:
+    """Say whether the call is of the v1 era. Raises InvalidRequest."""
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    if not path.startswith(BETA_PATHS):
+        return False
+    betas = betas_of(headers)
+    if required and not betas & {V1, V2}:
+        raise no_beta_header()
+    return V1 in betas and V2 not in betas
+
+
+def _as_v1(response: Response, *, old: bool) -> Response:
+    if not old or response.media_type != "application/json":
+        return response
+    kept = {name: value for name, value in response.headers.items() if name not in {"content-length", "content-type"}}
+    return answer(to_v1(bytes(response.body)), kept)
+
+
+async def _read_body(receive: Receive, headers: Headers, context: Context) -> bytes:
+    limit = context.settings.body_limit_bytes
+    declared = headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limit:
+        raise _too_large(limit)
+    message = await _next_piece(receive, context.settings.body_timeout_seconds)
+    body: bytes = message.get("body", b"")
+    if message.get("more_body"):
+        pieces, size = [body], len(body)
+        while message.get("more_body"):
+            message = await _next_piece(receive, context.settings.body_timeout_seconds)
+            pieces.append(message.get("body", b""))
+            size += len(pieces[-1])
+            if size > limit:
+                raise _too_large(limit)
+        body = b"".join(pieces)
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+async def _next_piece(receive: Receive, seconds: float) -> Message:
+    try:
+        async with asyncio.timeout(seconds):
+            message = await receive()
+    except TimeoutError:
+        raise RequestTimeout(f"The body of your request did not arrive within {seconds:g} seconds.") from None
+    if message["type"] == "http.disconnect":
+        raise ClientGone
+    return message
+
+
+def _too_large(limit: int) -> BodyTooLarge:
+    return BodyTooLarge(
+        f"The body of your request is over {limit} bytes. The limit is the server's setting PERDURE_BODY_LIMIT_BYTES.",
+        code="request_too_large",
+    )

@@ -1,0 +1,47 @@
+"""Failures as clients see them: the only place that makes OpenAI's error shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from perdure.errors import ApiError
+
+DETAILED_PREFIXES = ("/files", "/uploads")
+
+
+def error_body(failure: ApiError) -> dict[str, Any]:
+    """Return the `error` object; all four keys are always there."""
+    return {"message": failure.message, "type": failure.type, "param": failure.param, "code": failure.code}
+
+
+def failure_response(failure: ApiError) -> Response:
+    """Return the answer to a refused call."""
+    headers = {"retry-after": "1"} if failure.status == 503 else None  # noqa: PLR2004
+    body = msgspec.json.encode({"error": error_body(failure)})
+    return Response(body, failure.status, headers, media_type="application/json")
+
+
+class ServerFault(ApiError):
+    """A bug of ours. The text is recorded; the request id finds the traceback in the log."""
+
+    status = 500
+    type = "server_error"
+
+    def __init__(self, request_id: str) -> None:
+        super().__init__(
+            "The server had an error processing your request. Sorry about that! You can retry your request, or "
+            "contact us through our help center at help.openai.com if you keep seeing this error. "
+            f"(Please include the request ID {request_id} in your email.)"
+        )
+
+
+def error_event(failure: ApiError) -> bytes:
+    """Return the data of an `error` event.
+
+    Measured: python's `create(stream=True)` wants the nested error to raise, node takes either, so both are there.
+    """
+    flat = error_body(failure)
+    return msgspec.json.encode({"error": flat, **flat})

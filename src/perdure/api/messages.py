@@ -1,0 +1,80 @@
+"""Messages."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from perdure.api.call import Call, answer, page_query
+from perdure.api.resources import refuse_unknown_files
+from perdure.domain.creation import new_message
+from perdure.ids import check_id
+from perdure.store.db import Operation
+from perdure.store.messages import delete_message as delete_stored
+from perdure.store.messages import get_message as get_stored
+from perdure.store.messages import list_messages as list_stored
+from perdure.store.messages import update_message
+from perdure.store.run_requests import add_message
+from perdure.store.threads import get_thread_body
+from perdure.wire.kinds import Deleted
+from perdure.wire.messages import CreateMessage, Message, ModifyMessage
+from perdure.wire.page import Page, PageQuery
+
+
+async def create_message(call: Call[CreateMessage]) -> Response:
+    """POST /threads/{thread_id}/messages."""
+    refuse_unknown_files([call.body])
+    message = new_message(call.body, call.ids["thread_id"], call.new_id("msg"), call.now)
+    await call.context.database.run(add_message, message, call.project_id)
+    return answer(message)
+
+
+async def list_messages(call: Call[None]) -> Response:
+    """GET /threads/{thread_id}/messages, of one run only with `run_id`."""
+    run_id = call.query.get("run_id") or None
+    if run_id is not None:
+        check_id("run_id", run_id)
+    return answer(
+        await call.context.database.read(
+            _list_of_project, call.ids["thread_id"], call.project_id, page_query(call.query), run_id
+        )
+    )
+
+
+def _list_of_project(thread_id: str, project_id: str, query: PageQuery, run_id: str | None) -> Operation[Page]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from list_stored(thread_id, query, run_id))
+
+
+async def get_message(call: Call[None]) -> Response:
+    """GET /threads/{thread_id}/messages/{message_id}."""
+    return answer(await call.context.database.read(_get_of_project, *_path(call)))
+
+
+def _get_of_project(message_id: str, thread_id: str, project_id: str) -> Operation[str]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from get_stored(message_id, thread_id))
+
+
+async def modify_message(call: Call[ModifyMessage]) -> Response:
+    """POST /threads/{thread_id}/messages/{message_id}."""
+    return answer(await call.context.database.run(_update_of_project, *_path(call), call.body))
+
+
+def _update_of_project(message_id: str, thread_id: str, project_id: str, body: ModifyMessage) -> Operation[Message]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from update_message(message_id, thread_id, body.metadata))
+
+
+async def delete_message(call: Call[None]) -> Response:
+    """DELETE /threads/{thread_id}/messages/{message_id}."""
+    await call.context.database.run(_delete_of_project, *_path(call), call.now)
+    return answer(Deleted(id=call.ids["message_id"], object="thread.message.deleted"))
+
+
+def _delete_of_project(message_id: str, thread_id: str, project_id: str, now: int) -> Operation[None]:
+    yield from get_thread_body(thread_id, project_id)
+    yield from delete_stored(message_id, thread_id, now)
+
+
+def _path(call: Call[ModifyMessage] | Call[None]) -> tuple[str, str, str]:
+    return call.ids["message_id"], call.ids["thread_id"], call.project_id

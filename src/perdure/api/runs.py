@@ -1,0 +1,160 @@
+"""Runs."""
+
+from __future__ import annotations
+
+from starlette.responses import Response
+
+from perdure.api.call import B, Call, answer, page_query
+from perdure.api.resources import refuse_unknown_files, refuse_unknown_in_thread, refuse_unknown_resources
+from perdure.api.sse import EventStream
+from perdure.domain.lifecycle import ACTIVE
+from perdure.ids import check_id
+from perdure.store.bodies import read_run
+from perdure.store.db import Operation
+from perdure.store.run_requests import Birth, submit_outputs
+from perdure.store.run_requests import create_run as create_stored
+from perdure.store.run_requests import create_thread_and_run as create_both
+from perdure.store.runs import get_run_body, request_cancel, update_run
+from perdure.store.runs import list_runs as list_stored
+from perdure.store.threads import get_thread_body
+from perdure.wire.messages import CreateMessage
+from perdure.wire.page import Page, PageQuery
+from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, Run, SubmitToolOutputs
+
+POLL_HEADER = "x-stainless-poll-helper"
+
+
+async def create_run(call: Call[CreateRun]) -> Response:
+    """POST /threads/{thread_id}/runs, plain or streamed."""
+    body = call.body
+    check_id("assistant_id", body.assistant_id)
+    refuse_unknown_files(body.additional_messages)
+    birth = _birth(call, call.ids["thread_id"], body.additional_messages)
+    run = await call.context.database.run(create_stored, body, birth)
+    return _begun(call, run, stream=bool(body.stream), after=0)
+
+
+async def create_thread_and_run(call: Call[CreateThreadAndRun]) -> Response:
+    """POST /threads/runs, plain or streamed."""
+    body = call.body
+    check_id("assistant_id", body.assistant_id)
+    refuse_unknown_in_thread(body.thread)
+    refuse_unknown_resources(body.tool_resources)
+    birth = _birth(call, call.new_id("thread"), body.thread.messages if body.thread else None)
+    run = await call.context.database.run(create_both, body, birth)
+    return _begun(call, run, stream=bool(body.stream), after=0)
+
+
+def _birth(call: Call[B], thread_id: str, messages: list[CreateMessage] | None) -> Birth:
+    return Birth(
+        project_id=call.project_id,
+        run_id=call.new_id("run"),
+        thread_id=thread_id,
+        message_ids=[call.new_id("msg") for _ in messages or []],
+        now=call.now,
+        expiry_seconds=call.context.settings.run_expiry_seconds,
+    )
+
+
+def _begun(call: Call[B], run: Run, *, stream: bool, after: int) -> Response:
+    context = call.context
+    context.dispatch.tell(run.id)
+    if stream:
+        return EventStream(context.feeds, run.id, after, context.settings.keepalive_seconds)
+    return _answer_run(call, run)
+
+
+def _answer_run(call: Call[B], run: Run | str) -> Response:
+    return answer(run, {"openai-poll-after-ms": str(call.context.settings.poll_after_ms)})
+
+
+async def list_runs(call: Call[None]) -> Response:
+    """GET /threads/{thread_id}/runs."""
+    page = await call.context.database.read(
+        _list_of_project, call.ids["thread_id"], call.project_id, page_query(call.query)
+    )
+    return answer(page)
+
+
+def _list_of_project(thread_id: str, project_id: str, query: PageQuery) -> Operation[Page]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from list_stored(thread_id, query))
+
+
+async def get_run(call: Call[None]) -> Response:
+    """GET /threads/{thread_id}/runs/{run_id}.
+
+    A poll by an official polling helper is held until the run moves on, `poll_hold_seconds` at most: the helper asks
+    again at once or ends, instead of sleeping past the end.
+    """
+    context, path = call.context, _path(call)
+    body = await context.database.read(_get_of_project, *path)
+    if context.settings.poll_hold_seconds > 0 and call.headers.get(POLL_HEADER) == "true" and _is_busy(body):
+        body = await _held(call, path)
+    return _answer_run(call, body)
+
+
+def _get_of_project(run_id: str, thread_id: str, project_id: str) -> Operation[str]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from get_run_body(run_id, thread_id, project_id))
+
+
+async def _held(call: Call[None], path: tuple[str, str, str]) -> str:
+    context = call.context
+    feed = context.feeds.attach(path[0])
+    try:
+        until = context.clock.now() + context.settings.poll_hold_seconds
+        while True:
+            seen = feed.moves.version
+            body = await context.database.read(_get_of_project, *path)
+            left = until - context.clock.now()
+            if not _is_busy(body) or left <= 0:
+                return body
+            await feed.moves.wait(seen, left)
+    finally:
+        context.feeds.detach(path[0])
+
+
+def _is_busy(body: str) -> bool:
+    status = read_run(body).status
+    return status in ACTIVE and status != "requires_action"
+
+
+async def modify_run(call: Call[ModifyRun]) -> Response:
+    """POST /threads/{thread_id}/runs/{run_id}."""
+    return _answer_run(call, await call.context.database.run(_update_of_project, *_path(call), call.body))
+
+
+def _update_of_project(run_id: str, thread_id: str, project_id: str, body: ModifyRun) -> Operation[Run]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from update_run(run_id, thread_id, project_id, body.metadata))
+
+
+async def cancel_run(call: Call[None]) -> Response:
+    """POST /threads/{thread_id}/runs/{run_id}/cancel; answers `cancelling`."""
+    run = await call.context.database.run(_cancel_of_project, *_path(call), call.now)
+    call.context.dispatch.interrupt(run.id)
+    return _answer_run(call, run)
+
+
+def _cancel_of_project(run_id: str, thread_id: str, project_id: str, now: int) -> Operation[Run]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from request_cancel(run_id, thread_id, project_id, now))
+
+
+async def submit_tool_ouputs_to_run(call: Call[SubmitToolOutputs]) -> Response:
+    """POST .../submit_tool_outputs, plain or streamed. The spec's operationId has this spelling."""
+    run, after = await call.context.database.run(_submit_of_project, *_path(call), call.body, call.now)
+    call.context.feeds.wake(run.id)
+    return _begun(call, run, stream=bool(call.body.stream), after=after)
+
+
+def _submit_of_project(
+    run_id: str, thread_id: str, project_id: str, body: SubmitToolOutputs, now: int
+) -> Operation[tuple[Run, int]]:
+    yield from get_thread_body(thread_id, project_id)
+    return (yield from submit_outputs(run_id, thread_id, project_id, body.tool_outputs, now))
+
+
+def _path(call: Call[ModifyRun] | Call[SubmitToolOutputs] | Call[None]) -> tuple[str, str, str]:
+    return call.ids["run_id"], call.ids["thread_id"], call.project_id

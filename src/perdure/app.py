@@ -1,0 +1,275 @@
+"""Puts the parts together from settings; the only file that knows them all.
+
+`open_server` gives a running server inside an event loop; `serve` is the process around it: lock, loop, signals, log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from granian.constants import Interfaces
+from granian.server.embed import Server as GranianServer
+from starlette.types import ASGIApp
+
+from perdure.api.call import ApiSettings, Context
+from perdure.api.door import Front
+from perdure.api.routes import routes
+from perdure.engine.dispatch import LocalDispatch
+from perdure.engine.live import Feeds
+from perdure.engine.worker import Worker, WorkerSettings
+from perdure.errors import OperatorError
+from perdure.ids import RandomIds, SystemClock
+from perdure.models.base import Model
+from perdure.models.chat_completions import ChatCompletionsModel
+from perdure.models.names import BUILTIN, ModelRegistry
+from perdure.models.scripted import ScriptedModel, load_script
+from perdure.settings import Settings
+from perdure.store.db import Database
+from perdure.store.keys import any_key_made
+from perdure.store.postgres import PostgresDatabase
+from perdure.store.sqlite import SqliteDatabase
+
+log = logging.getLogger("perdure")
+
+DATABASE_FILE = "perdure.db"
+LOCK_FILE = "perdure.lock"
+
+
+async def open_database(settings: Settings) -> Database:
+    """Open the store that the settings name, migrated. Raises OperatorError."""
+    if settings.database_url is not None:
+        return await PostgresDatabase.open(settings.database_url)
+    make_data_folder(settings.data)
+    return await SqliteDatabase.open(settings.data / DATABASE_FILE)
+
+
+def make_data_folder(data: Path) -> None:
+    """Make the data folder, readable by its owner only. Raises OperatorError."""
+    try:
+        data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise OperatorError(f"the data folder {data} can not be made: {error.strerror}; set PERDURE_DATA") from None
+
+
+def build_models(settings: Settings) -> ModelRegistry:
+    """Return the registry of all models that the settings name. Raises OperatorError."""
+    clock = SystemClock()
+    models: dict[str, Model] = {
+        name: ChatCompletionsModel(name, upstream, settings, clock)
+        for name, upstream in settings.named_upstreams.items()
+    }
+    upstream_names = list(models)
+    builtin = _builtin(settings, needed=not models)
+    if builtin is not None:
+        models[BUILTIN] = builtin[1]
+    return ModelRegistry(
+        models,
+        upstream_names,
+        builtin[0] if builtin else None,
+        model_map=settings.model_map,
+        default_model=settings.default_model,
+        clock=clock,
+        log=logging.getLogger("perdure.models"),
+    )
+
+
+def _builtin(settings: Settings, *, needed: bool) -> tuple[str, Model] | None:
+    if settings.builtin_model == "none":
+        return None
+    if settings.builtin_model == "scripted":
+        return "scripted", ScriptedModel(load_script(settings.script) if settings.script else None)
+    from perdure.models.local import LocalModel  # noqa: PLC0415  # heavy, and not needed with an upstream alone
+    from perdure.models.weights import find_weights  # noqa: PLC0415
+
+    found = find_weights(settings)
+    if found is None:
+        if needed:
+            raise OperatorError(
+                f"no weights for the built-in model '{settings.builtin_model}': run `perdure models pull smollm2`, "
+                "or set PERDURE_UPSTREAM_URL to an OpenAI-compatible server"
+            )
+        return None
+    return found[0], LocalModel(found[0], found[1], settings)
+
+
+class Running:
+    """A server that answers. `url` is the base URL to give to clients."""
+
+    def __init__(self, worker: Worker, models: ModelRegistry, *, open_without_key: bool) -> None:
+        self.url = ""
+        self.worker = worker
+        self.models = models
+        self.open_without_key = open_without_key
+
+
+@asynccontextmanager
+async def open_parts(settings: Settings) -> AsyncIterator[tuple[ASGIApp, Running]]:
+    """Open store and models and start the worker; yields the ASGI application. Raises OperatorError."""
+    async with AsyncExitStack() as stack:
+        database = await open_database(settings)
+        stack.push_async_callback(database.close)
+        await _refuse_open_door(settings, database)
+        models = build_models(settings)
+        stack.push_async_callback(models.close)
+        clock, ids, dispatch, feeds = SystemClock(), RandomIds(), LocalDispatch(), Feeds(database)
+        worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings))
+        dispatch.listen(worker)
+        await worker.start()
+        api_settings = _api_settings(settings)
+        context = Context(
+            database=database,
+            feeds=feeds,
+            dispatch=dispatch,
+            models=models,
+            clock=clock,
+            ids=ids,
+            settings=api_settings,
+        )
+        open_now = api_settings.open_without_key and not await database.read(any_key_made)
+        yield Front(routes(context)), Running(worker, models, open_without_key=open_now)
+
+
+def _worker_settings(settings: Settings) -> WorkerSettings:
+    return WorkerSettings(
+        concurrency=settings.concurrency,
+        lease_seconds=settings.lease_seconds,
+        grace_seconds=settings.shutdown_grace_seconds,
+        event_log_seconds=settings.event_log_seconds,
+        exclusive=settings.database_url is None,
+    )
+
+
+def _api_settings(settings: Settings) -> ApiSettings:
+    return ApiSettings(
+        run_expiry_seconds=settings.run_expiry_seconds,
+        poll_after_ms=settings.poll_after_ms,
+        poll_hold_seconds=settings.poll_hold_seconds,
+        keepalive_seconds=settings.keepalive_seconds,
+        body_limit_bytes=settings.body_limit_bytes,
+        body_timeout_seconds=settings.body_timeout_seconds,
+        require_beta_header=settings.require_beta_header,
+        open_without_key=settings.on_loopback,
+    )
+
+
+async def _refuse_open_door(settings: Settings, database: Database) -> None:
+    if not settings.on_loopback and not await database.read(any_key_made):
+        raise OperatorError(
+            f"refusing to bind {settings.host} without a key: run `perdure keys create` first, or bind 127.0.0.1"
+        )
+
+
+@asynccontextmanager
+async def open_server(settings: Settings) -> AsyncIterator[Running]:
+    """Serve until the block is left. Raises OperatorError."""
+    address, port = choose_port(settings.host, settings.port)
+    async with AsyncExitStack() as stack:
+        if settings.database_url is None:
+            stack.enter_context(own_data_folder(settings.data))
+        app, running = await stack.enter_async_context(open_parts(settings))
+        server = GranianServer(
+            app, address=address, port=port, interface=Interfaces.ASGINL, websockets=False, log_enabled=False
+        )
+        serving = asyncio.get_running_loop().create_task(server.serve())
+        try:
+            await _until_listening(address, port, serving)
+            shown = f"[{address}]" if ":" in address else settings.host
+            running.url = f"http://{shown}:{port}/v1"
+            yield running
+        finally:
+            # Runs first, while their streams can still be read; then the door.
+            await running.worker.drain()
+            server.stop()  # type: ignore[no-untyped-call]  # granian ships no types for it
+            await asyncio.wait({serving}, timeout=settings.shutdown_grace_seconds + 1)
+
+
+async def _until_listening(address: str, port: int, serving: asyncio.Task[None]) -> None:
+    while True:
+        if serving.done():
+            raise OperatorError(f"the server could not listen on {address}:{port}: {serving.exception()}")
+        try:
+            _, writer = await asyncio.open_connection(address, port)
+        except OSError:
+            await asyncio.sleep(0.01)
+        else:
+            writer.close()
+            return
+
+
+def choose_port(host: str, port: int) -> tuple[str, int]:
+    """Return the address and a port that can be bound now. Raises OperatorError."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except OSError:
+        raise OperatorError(
+            f"the host '{host}' is not known here: set PERDURE_HOST to an address of this machine"
+        ) from None
+    with socket.socket(family, kind) as probe:
+        if os.name == "posix":
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(where)
+        except OSError as error:
+            raise OperatorError(
+                f"port {port} of {host} can not be bound ({error.strerror}): stop what uses it or set PERDURE_PORT"
+            ) from None
+        return str(where[0]), int(probe.getsockname()[1])
+
+
+def own_data_folder(data: Path) -> FileLock:
+    """Take the data folder for this process alone. Raises OperatorError, naming the owner."""
+    make_data_folder(data)
+    lock = FileLock(data / LOCK_FILE, timeout=0)
+    note = data / "perdure.pid"
+    try:
+        lock.acquire()
+    except Timeout:
+        owner = note.read_text().strip() if note.exists() else "unknown"
+        raise OperatorError(
+            f"the data folder {data} is in use by another Perdure (process {owner}): stop it or set PERDURE_DATA"
+        ) from None
+    except OSError as error:
+        raise OperatorError(f"the data folder {data} can not be written: {error.strerror}") from None
+    note.write_text(f"{os.getpid()}\n")
+    return lock
+
+
+def run_loop(main: Callable[[], Awaitable[None]]) -> None:
+    """Run a coroutine on the fastest event loop there is."""
+    factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+    if sys.platform != "win32":
+        import uvloop  # noqa: PLC0415  # not there on Windows
+
+        factory = uvloop.new_event_loop
+    with asyncio.Runner(loop_factory=factory) as runner:
+        runner.run(_as_coroutine(main))
+
+
+async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
+    await main()
+
+
+def serve(settings: Settings, announce: Callable[[Running], None]) -> None:
+    """Serve until SIGINT or SIGTERM. Raises OperatorError."""
+
+    async def main() -> None:
+        ended = asyncio.Event()
+        async with open_server(settings) as running:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if os.name == "posix":
+                    loop.add_signal_handler(number, ended.set)
+            announce(running)
+            await ended.wait()
+            log.info("shutting down: running turns get %g seconds", settings.shutdown_grace_seconds)
+
+    run_loop(main)

@@ -1,0 +1,94 @@
+"""`perdure doctor`: what works on this machine, found by trying it."""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import sqlite3
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from perdure.app import build_models, choose_port, make_data_folder, open_database
+from perdure.errors import OperatorError, RunFailure, Unavailable
+from perdure.models.names import ModelRegistry
+from perdure.settings import Settings
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One thing that was tried."""
+
+    what: str
+    ok: bool
+    detail: str
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """Try everything that the settings ask for; each finding says what was seen or what to do."""
+    yield Finding("python", ok=True, detail=f"{sys.version.split()[0]} on {platform.platform()}")
+    yield _folder(settings)
+    yield _port(settings)
+    yield asyncio.run(_store(settings))
+    yield from asyncio.run(_models(settings))
+
+
+def _folder(settings: Settings) -> Finding:
+    try:
+        make_data_folder(settings.data)
+        with tempfile.TemporaryFile(dir=settings.data) as probe:
+            probe.write(b"probe")
+    except OperatorError as error:
+        return Finding("data folder", ok=False, detail=str(error))
+    except OSError as error:
+        detail = f"{settings.data} can not be written ({error.strerror}): set PERDURE_DATA"
+        return Finding("data folder", ok=False, detail=detail)
+    return Finding("data folder", ok=True, detail=str(settings.data.absolute()))
+
+
+def _port(settings: Settings) -> Finding:
+    try:
+        address, port = choose_port(settings.host, settings.port)
+    except OperatorError as error:
+        return Finding("port", ok=False, detail=str(error))
+    return Finding("port", ok=True, detail=f"{address}:{port} is free")
+
+
+async def _store(settings: Settings) -> Finding:
+    try:
+        if settings.database_url is not None:
+            database = await open_database(settings)
+            await database.close()
+            return Finding("store", ok=True, detail="Postgres answers and is migrated")
+        with tempfile.TemporaryDirectory() as folder:
+            trial = settings.model_copy(update={"data": Path(folder)})
+            database = await open_database(trial)
+            await database.close()
+    except (OperatorError, Unavailable) as error:
+        return Finding("store", ok=False, detail=str(error))
+    return Finding("store", ok=True, detail=f"SQLite {sqlite3.sqlite_version}")
+
+
+async def _models(settings: Settings) -> list[Finding]:
+    try:
+        registry = build_models(settings)
+    except OperatorError as error:
+        return [Finding("models", ok=False, detail=str(error))]
+    try:
+        return await _each_model(registry)
+    finally:
+        await registry.close()
+
+
+async def _each_model(registry: ModelRegistry) -> list[Finding]:
+    findings = []
+    for name, model in registry.models.items():
+        try:
+            listed = await model.list_models()
+        except RunFailure as failure:
+            findings.append(Finding(f"model {name}", ok=False, detail=failure.message))
+        else:
+            findings.append(Finding(f"model {name}", ok=True, detail=", ".join(listed[:5]) or "lists no names"))
+    return findings
