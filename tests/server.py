@@ -34,13 +34,13 @@ class Client(openai.OpenAI):
 def running_server(data: Path, **settings: Any) -> Iterator[str]:
     """Serve from a thread of this process; yields the base URL. The built-in model is the scripted one."""
     given = read_settings(**{"builtin_model": "scripted", "port": 0, "data": data, **settings})
-    started, ended = threading.Event(), []
+    started = threading.Event()
     state: dict[str, Any] = {}
 
     async def main() -> None:
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
-        ended.append(lambda: loop.call_soon_threadsafe(stop.set))
+        state["end"] = lambda: loop.call_soon_threadsafe(stop.set)
         async with open_server(given) as running:
             state["url"] = running.url
             started.set()
@@ -62,9 +62,8 @@ def running_server(data: Path, **settings: Any) -> Iterator[str]:
             raise state["failure"]
         yield state["url"]
     finally:
-        for end in ended:
-            if thread.is_alive():
-                end()
+        if thread.is_alive():
+            state["end"]()
         thread.join(30)
         assert not thread.is_alive(), "the server did not end"
         if "failure" in state:

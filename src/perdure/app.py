@@ -120,6 +120,7 @@ async def open_parts(settings: Settings) -> AsyncIterator[tuple[ASGIApp, Running
         await _refuse_open_door(settings, database)
         models = build_models(settings)
         stack.push_async_callback(models.close)
+        await _warm_up(models)
         clock, ids, dispatch, feeds = SystemClock(), RandomIds(), LocalDispatch(), Feeds(database)
         worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings))
         dispatch.listen(worker)
@@ -136,6 +137,16 @@ async def open_parts(settings: Settings) -> AsyncIterator[tuple[ASGIApp, Running
         )
         open_now = api_settings.open_without_key and not await database.read(any_key_made)
         yield Front(routes(context)), Running(worker, models, open_without_key=open_now)
+
+
+async def _warm_up(models: ModelRegistry) -> None:
+    """Load the built-in model now if it is the only one: its loading would hold up the first run and all others.
+
+    Beside an upstream it is loaded when it is first asked for, if ever. Raises OperatorError.
+    """
+    builtin = models.models.get(BUILTIN)
+    if len(models.models) == 1 and builtin is not None:
+        await builtin.warm_up()
 
 
 def _worker_settings(settings: Settings) -> WorkerSettings:

@@ -89,9 +89,9 @@ class Settings(BaseSettings):
     builtin_threads: int | None = Field(
         None, ge=1, description="Threads of the built-in model. Unset: cores minus one. All cores are slower."
     )
-    builtin_parallel: int = Field(4, ge=1, le=64, description="Answers that the built-in model writes at once.")
+    builtin_parallel: int = Field(3, ge=1, le=64, description="Answers that the built-in model writes at once.")
     builtin_context_tokens: int = Field(
-        8192, ge=512, description="Context of the built-in model, for each answer. Tokens; the model's own if smaller."
+        4096, ge=512, description="Context of the built-in model, for each answer. Tokens; the model's own if smaller."
     )
     builtin_answer_tokens: int = Field(
         512, ge=16, description="Longest answer of the built-in model where a run sets no limit. Tokens."

@@ -112,10 +112,8 @@ def test_definitions_move_to_the_root_and_do_not_collide() -> None:
         for name, kind in (("a", "string"), ("b", "integer"))
     ]
     schema = _envelope(tools=tools).schema
-    assert schema["$defs"] == {
-        "0.Point": {"type": "string", "maxLength": TEXT_CHARACTERS},
-        "1.Point": {"type": "integer"},
-    }
+    assert schema["$defs"]["0.Point"] == {"type": "string", "maxLength": TEXT_CHARACTERS}
+    assert schema["$defs"]["1.Point"] == {"type": "integer"}
     calls = schema["oneOf"][0]["properties"]["tool_calls"]["items"]["anyOf"]
     references = [one["properties"]["arguments"]["properties"]["at"]["$ref"] for one in calls]
     assert references == ["#/$defs/0.Point", "#/$defs/1.Point"]
@@ -194,17 +192,21 @@ def test_half_a_surrogate_pair_is_replaced(half: str) -> None:
 
 
 def test_calls_come_at_the_end_each_once() -> None:
-    asked = [
-        {"name": "clock", "arguments": {"zone": "caf\u00e9"}},
-        {"name": "clock", "arguments": {"zone": "caf\u00e9"}},
-    ]
+    asked = {"name": "clock", "arguments": {"zone": "caf\u00e9"}}
     reader = EnvelopeReader()
-    assert reader.feed(json.dumps({"tool_calls": asked})) == ""
+    assert reader.feed(json.dumps({"tool_calls": [asked, asked]})) == ""
     assert reader.calls() == [Call("clock", '{"zone": "caf\u00e9"}')]
 
 
-def test_a_call_that_was_cut_off_is_none() -> None:
+def test_of_calls_that_were_cut_off_the_whole_ones_count() -> None:
     reader = EnvelopeReader()
-    reader.feed('{"tool_calls": [{"name": "clo')
-    with pytest.raises(ValueError, match="Unterminated"):
+    reader.feed('{"tool_calls" : [ {"name": "clock", "arguments": {"a": [{}]}}, {"name": "clo')
+    assert reader.calls() == [Call("clock", '{"a": [{}]}')]
+
+
+@pytest.mark.parametrize("written", ["", '{"tool_calls": [', '{"tool_calls": [{"name": "clo'])
+def test_without_a_whole_call_there_is_none(written: str) -> None:
+    reader = EnvelopeReader()
+    reader.feed(written)
+    with pytest.raises(ValueError, match=r"call|Unterminated"):
         reader.calls()

@@ -37,6 +37,9 @@ class ListedModel:
             raise self.failure
         return self.names
 
+    async def warm_up(self) -> None:
+        raise AssertionError("a registry warms nothing up")
+
     async def close(self) -> None:
         self.closed = True
 

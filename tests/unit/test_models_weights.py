@@ -24,7 +24,7 @@ from perdure.models.weights import (
     pull,
     read_context_tokens,
 )
-from perdure.settings import Settings
+from perdure.settings import Settings, read_settings
 
 BODY = b"GGUF" + bytes(range(256)) * 5000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -103,7 +103,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(data=tmp_path / "data")
+    return read_settings(data=tmp_path / "data")
 
 
 def _ignore(_done: int, _total: int | None) -> None:
@@ -141,7 +141,7 @@ def test_the_token_is_sent(hub: Hub, settings: Settings, monkeypatch: pytest.Mon
 
 def test_a_broken_download_goes_on_where_it_broke(hub: Hub, settings: Settings) -> None:
     hub.break_at = 300_000
-    with pytest.raises(OperatorError, match="broke off .*300000 bytes are kept.*pull again"):
+    with pytest.raises(OperatorError, match=r"broke off .*300000 bytes are kept.*pull again"):
         pull(WHAT, settings, _ignore)
     assert _files(settings) == ["model-q4.gguf.part"]
     hub.break_at = None
@@ -190,7 +190,7 @@ def test_a_refusal_says_what_to_do(hub: Hub, settings: Settings, status: int, ad
 
 def test_nobody_there_says_what_to_do(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(OperatorError, match="broke off .*check the network"):
+    with pytest.raises(OperatorError, match=r"broke off .*check the network"):
         pull(WHAT, settings, _ignore)
 
 
@@ -241,7 +241,7 @@ def test_a_file_that_is_not_a_gguf_is_refused(settings: Settings, tmp_path: Path
 def test_a_folder_that_can_not_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("a file in the way")
     with pytest.raises(OperatorError, match="can not be written"):
-        pull(WHAT, Settings(data=tmp_path / "data"), _ignore)
+        pull(WHAT, read_settings(data=tmp_path / "data"), _ignore)
 
 
 @needs_package
@@ -260,7 +260,7 @@ def test_weights_are_found_by_name_file_name_and_path(settings: Settings, tmp_pa
     assert find_weights(settings.model_copy(update={"builtin_model": "none"})) is None
     assert find_weights(settings.model_copy(update={"builtin_model": "scripted"})) is None
     for wanted in ("other", str(tmp_path / "other.gguf")):
-        with pytest.raises(OperatorError, match="there is no '.*other.*perdure models list"):
+        with pytest.raises(OperatorError, match=r"there is no '.*other.*perdure models list"):
             find_weights(settings.model_copy(update={"builtin_model": wanted}))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
@@ -109,14 +110,13 @@ def page_query(query: QueryParams) -> PageQuery:
 def _limit(given: str | None) -> int:
     if not given:
         return PageQuery().limit
-    try:
-        limit = int(given)
-    except ValueError:
+    if re.fullmatch("-?[0-9]{1,18}", given) is None:
         raise InvalidRequest(
             "Invalid type for 'limit': expected an integer, but got a string instead.",
             param="limit",
             code="invalid_type",
-        ) from None
+        )
+    limit = int(given)
     if limit < 1:
         raise number_out_of_range("limit", limit, "integer", "minimum", 1)
     if limit > MOST_PER_PAGE:

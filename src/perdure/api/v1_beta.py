@@ -66,7 +66,8 @@ def _into_v2(value: Any) -> None:
     if value.get("file_ids"):
         raise v1_is_over()
     value.pop("file_ids", None)
-    for tool in value.get("tools") or []:
+    tools = value.get("tools")
+    for tool in tools if isinstance(tools, list) else []:
         if isinstance(tool, dict) and tool.get("type") == "retrieval":
             tool["type"] = "file_search"
     for name in ("messages", "additional_messages", "thread"):

@@ -64,27 +64,51 @@ class Feed:
         self.news = Signal()
         self.moves = Signal()
         self.users = 0
-        self._tail: deque[LogEvent] = deque()
-        self._floor: int | None = None  # the tail has everything after it; None: nobody here writes the run
-        self._committed = 0
+        self._pen: Pen | None = None  # None: nobody here writes the run
 
-    def begin(self, last_event: int) -> None:
-        """Begin: a worker of this process holds the run now, its log ends at `last_event`."""
-        self._tail.clear()
-        self._floor = last_event
-        self._committed = last_event
+    def begin(self, last_event: int) -> Pen:
+        """Begin: a worker of this process holds the run now, its log ends at `last_event`. An older pen writes no more."""
+        self._pen = Pen(self, last_event)
+        return self._pen
+
+    def has(self, pen: Pen) -> bool:
+        """Say whether nobody has begun since."""
+        return self._pen is pen
 
     def end(self) -> None:
         """End: the worker has let go, all is committed."""
-        self._tail.clear()
-        self._floor = None
+        self._pen = None
+        self.fire()
+
+    def fire(self) -> None:
+        """Wake all readers: something was committed."""
         self.moves.fire()
         self.news.fire()
+
+    def since(self, cursor: int) -> list[LogEvent] | None:
+        """Return the events after `cursor`, or None if only the store can tell."""
+        return None if self._pen is None else self._pen.since(cursor)
+
+
+class Pen:
+    """One attempt's right to write a feed. An attempt that has lost its run to a later one shows nothing any more."""
+
+    def __init__(self, feed: Feed, last_event: int) -> None:
+        self._feed = feed
+        self._tail: deque[LogEvent] = deque()
+        self._floor = last_event  # the tail has everything after it
+        self._committed = last_event
+
+    def end(self) -> None:
+        """Let go; all is committed."""
+        if self._feed.has(self):
+            self._feed.end()
 
     def show(self, events: list[LogEvent]) -> None:
         """Show events that are not committed yet: deltas only."""
         self._tail.extend(events)
-        self.news.fire()
+        if self._feed.has(self):
+            self._feed.news.fire()
 
     def commit(self, up_to: int, events: list[LogEvent]) -> None:
         """Show events that are committed, as is everything up to `up_to`."""
@@ -92,17 +116,20 @@ class Feed:
         self._committed = max(self._committed, up_to)
         while len(self._tail) > TAIL_EVENTS and self._tail[0].sequence <= self._committed:
             self._floor = self._tail.popleft().sequence
-        if events:
-            self.moves.fire()
-            self.news.fire()
+        if events and self._feed.has(self):
+            self._feed.fire()
 
     def since(self, cursor: int) -> list[LogEvent] | None:
-        """Return the events after `cursor`, or None if only the store can tell."""
-        if self._floor is None or cursor < self._floor:
+        """Return the events after `cursor`; None if the tail does not reach back so far."""
+        if cursor < self._floor:
             return None
-        if not self._tail or self._tail[-1].sequence <= cursor:
-            return []
-        return [event for event in self._tail if event.sequence > cursor]
+        found: list[LogEvent] = []
+        for event in reversed(self._tail):  # a reader is seldom far behind
+            if event.sequence <= cursor:
+                break
+            found.append(event)
+        found.reverse()
+        return found
 
 
 class Feeds:
@@ -131,8 +158,12 @@ class Feeds:
         """Say that something of a run was committed by somebody other than its worker."""
         feed = self._feeds.get(run_id)
         if feed is not None:
-            feed.moves.fire()
-            feed.news.fire()
+            feed.fire()
+
+    @property
+    def open(self) -> int:
+        """How many runs somebody writes or reads here."""
+        return len(self._feeds)
 
     async def follow(self, run_id: str, after: int, keepalive_seconds: float) -> AsyncGenerator[list[LogEvent], None]:
         """Yield events after a number in small batches, an empty one after each silence, until the run pauses or ends.

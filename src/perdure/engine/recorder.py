@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 
 from perdure.domain.lifecycle import move_step
-from perdure.engine.live import Feed
+from perdure.engine.live import Pen
 from perdure.errors import RunFailure
 from perdure.ids import Clock, Ids
 from perdure.store.db import Database
@@ -65,9 +65,9 @@ class OpenCalls(msgspec.Struct):
 class Recorder:
     """Writes what one attempt does to one run. Any method may raise LeaseLost."""
 
-    def __init__(self, database: Database, feed: Feed, clock: Clock, ids: Ids, claim: Claim) -> None:
+    def __init__(self, database: Database, pen: Pen, clock: Clock, ids: Ids, claim: Claim) -> None:
         self._database = database
-        self._feed = feed
+        self._pen = pen
         self._clock = clock
         self._ids = ids
         self._hold = claim.hold
@@ -83,12 +83,11 @@ class Recorder:
     # -- deltas: shown at once, committed behind
 
     def _delta(self, name: EventName, data: Any) -> None:
-        if self._flush_failure is not None:
-            raise self._flush_failure
+        self._check_flushed()
         self._last += 1
         event = LogEvent(self._last, name, msgspec.Raw(_encode(data)))
         self._pending.append(event)
-        self._feed.show([event])
+        self._pen.show([event])
         if self._flushing is None:
             self._flushing = asyncio.get_running_loop().create_task(self._flush_soon())
 
@@ -103,32 +102,36 @@ class Recorder:
                 await self._database.run(append_deltas, self._hold, events)
             except Exception as failure:  # noqa: BLE001  # handed to the run's own flow, which knows what to do
                 self._flush_failure = failure
-                self._pending = events + self._pending
                 return
-            self._feed.commit(events[-1].sequence, [])
+            self._pen.commit(events[-1].sequence, [])
 
     # -- changes: committed, then shown
 
     async def _record(self, change: Change) -> None:
         async with self._writing:
-            if self._flush_failure is not None:
-                raise self._flush_failure
-            pending, self._pending = self._pending, []
+            self._check_flushed()
             now = int(self._clock.now())
-            events = await self._database.run(record_change, self._hold, pending, change, now)
-            self._shown(pending, events)
+            self._shown(await self._database.run(record_change, self._hold, self._pending, change, now))
 
     async def wind_up(self, to: RunStatus, *, failure: RunFailure | None = None, extra: Extra | None = None) -> None:
         """End the run as cancelled, expired or failed, or put it back into the queue."""
         async with self._writing:
-            pending, self._pending = self._pending, []
+            self._check_flushed()
             now = int(self._clock.now())
-            events = await self._database.run(wind_up, self._hold, pending, to, now, failure=failure, extra=extra)
-            self._shown(pending, events)
+            self._shown(
+                await self._database.run(wind_up, self._hold, self._pending, to, now, failure=failure, extra=extra)
+            )
 
-    def _shown(self, pending: list[LogEvent], events: list[LogEvent]) -> None:
+    def _check_flushed(self) -> None:
+        """Raise what a flush failed with: what it left may be in the log or not, so this attempt writes no more."""
+        if self._flush_failure is not None:
+            raise self._flush_failure
+
+    def _shown(self, events: list[LogEvent]) -> None:
+        """Take note of a commit. Before it the pending deltas stay: readers have seen them, the next write needs them."""
+        self._pending = []
         self._last = events[-1].sequence if events else self._last
-        self._feed.commit(self._last if events or pending else 0, events)
+        self._pen.commit(self._last, events)
 
     async def close(self) -> None:
         """Wait for the flush that may still be under way."""

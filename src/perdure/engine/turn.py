@@ -1,12 +1,13 @@
 """A turn: one model request and what became of it.
 
-`run_turns` goes on until the run has left the worker's hands, by answering, by asking for tool outputs, or by raising:
+`run_turn` goes on until the run has left the worker's hands, by answering, by asking for tool outputs, or by raising:
 `Stopped` (cancelled, expired, drained, lease lost), `RunFailure`, `LeaseLost`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Any, Literal
@@ -36,6 +37,11 @@ from perdure.wire.messages import Message
 from perdure.wire.runs import Extra, Run
 from perdure.wire.steps import RunStep
 from perdure.wire.tools import FormatText
+
+log = logging.getLogger("perdure.engine")
+
+CLOSE_SECONDS = 5.0
+"""How long a model may take to close its stream."""
 
 StopReason = Literal["cancelled", "expired", "drained", "lost"]
 
@@ -85,7 +91,9 @@ class Stop:
         finally:
             self._inbox = None
             pump.cancel()
-            await asyncio.wait({pump})
+            _, late = await asyncio.wait({pump}, timeout=CLOSE_SECONDS)
+            if late:
+                log.warning("a model did not close its stream within %g seconds; it is left behind", CLOSE_SECONDS)
 
 
 async def _pump(model: Model, request: ModelRequest, inbox: asyncio.Queue[ModelPiece | BaseException | None]) -> None:
@@ -93,6 +101,10 @@ async def _pump(model: Model, request: ModelRequest, inbox: asyncio.Queue[ModelP
         async with aclosing(model.stream(request)) as stream:
             async for piece in stream:
                 inbox.put_nowait(piece)
+    except asyncio.CancelledError:
+        # The listener has left, or the model broke off by itself: then somebody listens, and must not wait for ever.
+        inbox.put_nowait(RunFailure("The model broke off its answer."))
+        raise
     except Exception as failure:  # noqa: BLE001  # handed to the listener, which raises it
         inbox.put_nowait(failure)
     else:
@@ -161,6 +173,7 @@ async def run_turn(recorder: Recorder, run: Run, extra: Extra, model: Model, req
     counted = Extra(given=extra.given, usage=add_usage(extra.usage, turn.usage))
     if turn.calls and turn.reason not in {"length", "content_filter"}:
         counted.step_usage = turn.usage
+        await recorder.end_message(None)  # text behind the calls
         await recorder.require_action(counted)
     elif turn.calls:
         raise RunFailure("The model was cut short in the middle of a tool call. Allow it more tokens.")

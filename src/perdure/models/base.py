@@ -82,6 +82,10 @@ class Model(Protocol):
         """Return the names that can be asked for. Raises RunFailure when the upstream does not say."""
         ...
 
+    async def warm_up(self) -> None:
+        """Get ready to answer at once. Raises OperatorError if that can never be."""
+        ...
+
     async def close(self) -> None:
         """Let go of connections and memory."""
         ...

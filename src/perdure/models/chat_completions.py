@@ -117,6 +117,9 @@ class ChatCompletionsModel:
             raise unreadable(self._address, response.content, self._key, "a list of models")
         return names
 
+    async def warm_up(self) -> None:
+        """Do nothing: connections are made when they are needed."""
+
     async def close(self) -> None:
         """Close all connections."""
         await self._client.aclose()

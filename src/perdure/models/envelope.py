@@ -124,10 +124,23 @@ class EnvelopeReader:
         return re.sub("[\ud800-\udfff]", "\ufffd", reply)  # half a pair has no UTF-8
 
     def calls(self) -> list[Call]:
-        """Return the calls once all is written; none for a reply. Raises ValueError when it was cut off."""
+        """Return the calls once all is written; none for a reply.
+
+        Of an envelope that was cut off, the calls that are whole. Raises ValueError when not even one is.
+        """
         if self._reply_at is not None:
             return []
-        asked = json.loads(self._written)["tool_calls"]
+        asked: list[dict[str, Any]] = []
+        decoder, at = json.JSONDecoder(), self._written.find("[") + 1
+        try:
+            while "{" in self._written[at:]:
+                one, at = decoder.raw_decode(self._written, self._written.index("{", at))
+                asked.append(one)
+        except ValueError:
+            if not asked:
+                raise
+        if not asked:
+            raise ValueError("no call was begun")
         calls = [Call(one["name"], json.dumps(one["arguments"], ensure_ascii=False)) for one in asked]
         return list(dict.fromkeys(calls))  # small models stutter: the same call twice is meant once
 

@@ -209,8 +209,6 @@ class _Writing:
         try:
             if self._stopped.is_set():
                 return
-            if (grammar := payload.get("grammar")) and not isinstance(grammar, str):
-                payload = {**payload, "grammar": _grammar(grammar)}
             server.handle_chat_completions(payload, self._take)
         except (ValueError, RuntimeError) as error:
             self._take({"error": {"code": 400 if isinstance(error, ValueError) else 500, "message": str(error)}})
@@ -238,14 +236,6 @@ class _Writing:
         return chunk
 
 
-def _grammar(schema: dict[str, Any]) -> str:
-    """Turn a JSON schema into llama.cpp's grammar. Raises ValueError."""
-    import xllamacpp  # noqa: PLC0415 - loaded by now
-
-    grammar: str = xllamacpp.json_schema_to_grammar(schema)
-    return grammar
-
-
 class _Answer:
     """One request's way into llama.cpp's words, and its chunks' way back into pieces."""
 
@@ -260,7 +250,7 @@ class _Answer:
         self._usage = ModelUsage(0, 0)
 
     def payload(self) -> dict[str, Any]:
-        """Return the body for llama.cpp. `grammar` may still be a JSON schema."""
+        """Return the body for llama.cpp."""
         request = self._request
         sampling = {"temperature": request.temperature, "top_p": request.top_p}
         return {
@@ -281,16 +271,20 @@ class _Answer:
         return {} if asked else {"chat_template_kwargs": {"enable_thinking": False}}
 
     def _grammar(self) -> dict[str, Any]:
+        """Say what the answer must look like.
+
+        Not by xllamacpp's `json_schema_to_grammar`: its grammars are another engine's, which obeys no schema that it
+        does not know, and does not say so.
+        """
         wanted = self._request.response_format or {}
-        grammar: str | dict[str, Any] | None = None
-        if self._envelope is not None:
-            grammar = self._envelope.schema
-        elif wanted.get("type") == "json_schema":
-            grammar = wanted["json_schema"].get("schema")
+        schema = self._envelope.schema if self._envelope else (wanted.get("json_schema") or {}).get("schema")
+        if schema:
+            rule: dict[str, Any] = {"response_format": {"type": "json_schema", "json_schema": {"schema": schema}}}
         elif wanted.get("type") == "json_object":
-            grammar = JSON_OBJECT_GRAMMAR
-        # A grammar rules from the first token, so there are no thoughts to be taken out.
-        return {"grammar": grammar, "reasoning_format": "none"} if grammar else {}
+            rule = {"grammar": JSON_OBJECT_GRAMMAR}
+        else:
+            return {}
+        return {**rule, "reasoning_format": "none"}  # it rules from the first token: there are no thoughts to take out
 
     def read(self, chunk: Chunk) -> Iterator[ModelPiece]:
         """Translate a chunk of llama.cpp."""
@@ -329,8 +323,9 @@ class _Answer:
             calls = reader.calls()
         except ValueError:
             raise RunFailure(
-                f"The built-in model '{self._name}' was cut off in a tool call after {self._usage.completion_tokens} "
-                "tokens. Raise PERDURE_BUILTIN_ANSWER_TOKENS, or set PERDURE_BUILTIN_MODEL to a stronger model."
+                f"The built-in model '{self._name}' did not finish its tool call in "
+                f"{self._usage.completion_tokens} tokens. Raise PERDURE_BUILTIN_ANSWER_TOKENS, or take a "
+                "stronger model."
             ) from None
         for index, call in enumerate(calls):
             yield ToolCallDelta(index, self._ids.new("call"), call.name, call.arguments)

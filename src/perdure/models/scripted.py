@@ -68,6 +68,9 @@ class ScriptedModel:
         """Return the names in the script."""
         return self._player.script.models
 
+    async def warm_up(self) -> None:
+        """Do nothing: it is always ready."""
+
     async def close(self) -> None:
         """Nothing is held."""
 

@@ -223,7 +223,7 @@ def _download(url: str, part: Path, progress: Progress) -> str | None:
             httpx2.Client(follow_redirects=True, timeout=SILENCE_SECONDS) as client,
             client.stream("GET", url, headers=headers) as response,
         ):
-            whole = there > 0 and response.status_code == httpx2.codes.REQUESTED_RANGE_NOT_SATISFIABLE
+            whole = there > 0 and response.status_code == httpx2.codes.RANGE_NOT_SATISFIABLE
             if not whole:  # else all of it is there already: the checks say whether it is good
                 _check_status(response, url)
                 _save(response, part, there, progress)
@@ -248,7 +248,7 @@ def _save(response: httpx2.Response, part: Path, there: int, progress: Progress)
         )
     with part.open("ab" if go_on else "wb") as out:
         progress(done, total)
-        for block in response.iter_bytes(BLOCK_BYTES):
+        for block in response.iter_bytes():  # as they come: gathered ones would be lost when it breaks
             out.write(block)
             done += len(block)
             progress(done, total)

@@ -77,11 +77,14 @@ def recover_run(
     return (yield from _end(row, last, to, int(now), failure=failure, attempt=attempt, recoveries=row.recoveries + 1))
 
 
-def expire_run(run_id: str, now: int) -> Operation[list[LogEvent] | None]:
-    """End a run that nobody holds and whose time is over; None if there is nothing to do any more."""
+def end_unheld(run_id: str, now: int) -> Operation[list[LogEvent] | None]:
+    """End a run that nobody holds: cancelled, or expired. None if there is nothing to do any more.
+
+    No worker claims it for that, so that it never waits for a free place.
+    """
     found = yield Row(
-        f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND status IN ('queued', 'requires_action') "
-        "AND worker_id IS NULL AND expires_at <= $2",
+        f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND worker_id IS NULL "
+        "AND (status = 'cancelling' OR (status IN ('queued', 'requires_action') AND expires_at <= $2))",
         run_id,
         now,
         lock="wait",

@@ -21,9 +21,9 @@ def list_page(table: str, parent: tuple[str, str], query: PageQuery, *, run_id: 
     if run_id is not None:
         args.append(run_id)
         where.append(f"run_id = ${len(args)}")
-    for cursor, comparison in ((query.after, ">"), (query.before, "<")):
+    for name, cursor, comparison in (("after", query.after, ">"), ("before", query.before, "<")):
         if cursor is not None:
-            place = yield from _place(table, column, owner, cursor)
+            place = yield from _place(table, column, owner, cursor, name)
             args.append(place)
             forward = (comparison == ">") == (query.order == "asc")
             where.append(f"seq {'>' if forward else '<'} ${len(args)}")
@@ -51,12 +51,12 @@ def _page(rows: list[tuple[str, str]], limit: int, *, backwards: bool) -> Page:
     )
 
 
-def _place(table: str, column: str, owner: str, cursor: str) -> Operation[int]:
+def _place(table: str, column: str, owner: str, cursor: str, param: str) -> Operation[int]:
     row = yield Row(f"SELECT seq FROM {table} WHERE id = $1 AND {column} = $2", cursor, owner)
     if row is None:
         row = yield Row("SELECT seq FROM tombstones WHERE id = $1 AND parent = $2", cursor, owner)
     if row is None:
-        raise InvalidRequest(f"No object found with id '{cursor}' to page from.", param="after", code="invalid_value")
+        raise InvalidRequest(f"No object found with id '{cursor}' to page from.", param=param, code="invalid_value")
     return int(row[0])
 
 

@@ -11,6 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import parse_qs, urlsplit
@@ -101,18 +102,8 @@ class PostgresDatabase:
         """Connect and bring the schema up to date. Raises OperatorError with one line, never with the password."""
         place = _place(url)
         try:
-            pool = await asyncpg.create_pool(
-                url,
-                min_size=1,
-                max_size=pool_size,
-                init=_set_up,
-                reset=_keep,
-                timeout=CONNECT_SECONDS,
-                command_timeout=STATEMENT_SECONDS,
-                statement_cache_size=1024,
-                max_cached_statement_lifetime=0,
-                server_settings={"application_name": "perdure"},
-            )
+            pool = await _make_pool(url, pool_size)
+            await pool.release(await pool.acquire())
         except (*_FAILURES, ValueError) as error:
             reason = str(error) or type(error).__name__
             raise OperatorError(f"Postgres at {place} can not be used: {reason}; check PERDURE_DATABASE_URL") from None
@@ -227,16 +218,16 @@ class PostgresDatabase:
             if isinstance(error, asyncpg.ReadOnlySQLTransactionError) and not writes:
                 raise  # a writing statement in a read: a bug of ours
             error.add_note(f"in {statement.sql}")
-            self._raise_sorted(error, lost=connection.is_closed())
+            self._raise_sorted(error, lost=_is_lost(connection))
 
     async def _commit(self, connection: Connection, *, writes: bool) -> None:
         try:
             await connection.execute("COMMIT")
         except _FAILURES as error:
-            lost = connection.is_closed() or isinstance(error, _LOST_CONNECTIONS)
+            lost = _is_lost(connection) or isinstance(error, _LOST_CONNECTIONS)
             if not lost:
                 self._raise_sorted(error, lost=False)
-            connection.terminate()
+            _discard(connection)
             if writes:
                 log.error("lost the connection to Postgres at %s during COMMIT: %s", self._place, error)  # noqa: TRY400 - one line
                 raise Unavailable(_UNKNOWN) from error
@@ -253,7 +244,7 @@ class PostgresDatabase:
         try:
             await self._pool.release(connection)
         except _FAILURES:
-            connection.terminate()
+            _discard(connection)
 
     def _raise_sorted(self, error: Exception, *, lost: bool) -> NoReturn:
         """Sort a failure: run again, our 503, or a mistake in the statement, which passes as it is."""
@@ -297,12 +288,41 @@ def _count(status: str) -> int:
 
 async def _roll_back(connection: Connection) -> None:
     """Undo the transaction; a connection that can not do it is thrown away."""
-    if connection.is_closed():
+    if _is_lost(connection):
         return
     try:
         await connection.execute("ROLLBACK", timeout=ROLLBACK_SECONDS)
     except _FAILURES:
+        _discard(connection)
+
+
+def _is_lost(connection: Connection) -> bool:
+    """Say whether the connection is gone. The pool takes a lost one away, and then it answers nothing at all."""
+    try:
+        return bool(connection.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
+def _discard(connection: Connection) -> None:
+    """Cut the connection, so that nobody gets it in the state it is in."""
+    with suppress(asyncpg.InterfaceError):  # the pool has taken it already
         connection.terminate()
+
+
+async def _make_pool(url: str, size: int) -> asyncpg.Pool[asyncpg.Record]:
+    return await asyncpg.create_pool(
+        url,
+        min_size=0,  # connections are made when they are needed, and a failure is then told to who needed it
+        max_size=size,
+        init=_set_up,
+        reset=_keep,
+        timeout=CONNECT_SECONDS,
+        command_timeout=STATEMENT_SECONDS,
+        statement_cache_size=1024,
+        max_cached_statement_lifetime=0,
+        server_settings={"application_name": "perdure"},
+    )
 
 
 async def _set_up(connection: asyncpg.Connection[asyncpg.Record]) -> None:

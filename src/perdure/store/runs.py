@@ -189,12 +189,12 @@ def write_move(
 def claim_run(worker_id: str, now: float, lease_until: float, run_id: str | None = None) -> Operation[Claim | None]:
     """Take hold of a waiting run, the oldest unless one is named; None if there is none.
 
-    A queued run moves to in_progress. A run that is being cancelled is claimed as it is: it has to be wound up.
+    It moves to in_progress. A run that was cancelled in the queue is nobody's to work: `end_unheld` ends it.
     """
     one = "AND id = $1 " if run_id else ""
     args: list[Value] = [run_id] if run_id else []
     found = yield Row(
-        f"SELECT {COLUMNS} FROM runs WHERE status IN ('queued', 'cancelling') AND worker_id IS NULL {one}"
+        f"SELECT {COLUMNS} FROM runs WHERE status = 'queued' {one}"
         "ORDER BY seq LIMIT 1",
         *args,
         lock="skip",
@@ -203,26 +203,18 @@ def claim_run(worker_id: str, now: float, lease_until: float, run_id: str | None
         return None
     row = read_row(found)
     attempt = row.attempt + 1
-    events: list[LogEvent] = []
-    moved = row.run
-    if row.run.status == "queued":
-        moved = move_run(row.run, "in_progress", int(now))
-        events = number_events([("thread.run.in_progress", moved)], attempt * ATTEMPT_STRIDE)
+    moved = move_run(row.run, "in_progress", int(now))
+    events = number_events([("thread.run.in_progress", moved)], attempt * ATTEMPT_STRIDE)
     yield from write_move(row, moved, events, attempt=attempt, worker_id=worker_id, lease_until=lease_until)
     held = msgspec.structs.replace(
-        row,
-        run=moved,
-        attempt=attempt,
-        worker_id=worker_id,
-        last_event=events[-1].sequence if events else attempt * ATTEMPT_STRIDE,
+        row, run=moved, attempt=attempt, worker_id=worker_id, lease_until=lease_until, last_event=events[-1].sequence
     )
     return Claim(Hold(row.run.id, attempt, worker_id), held, events)
 
 
-def count_waiting() -> Operation[int]:
-    """Return how many runs wait for a worker."""
-    row = yield Row("SELECT count(*) FROM runs WHERE status IN ('queued', 'cancelling') AND worker_id IS NULL")
-    return int(row[0])
+def has_waiting() -> Operation[bool]:
+    """Say whether a run waits for a worker."""
+    return (yield Row("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1")) is not None
 
 
 def renew_leases(holds: list[Hold], lease_until: float) -> Operation[dict[str, RunStatus | None]]:
@@ -353,10 +345,11 @@ def list_held_runs(lapsed_before: float | None) -> Operation[list[str]]:
     return [row[0] for row in rows]
 
 
-def list_overdue_runs(now: int) -> Operation[list[str]]:
-    """Return runs past their expiry that nobody holds."""
+def list_unheld_ends(now: int) -> Operation[list[str]]:
+    """Return the runs that nobody holds and that have to end: cancelled, or past their expiry."""
     rows = yield Rows(
-        "SELECT id FROM runs WHERE status IN ('queued', 'requires_action') AND worker_id IS NULL AND expires_at <= $1",
+        "SELECT id FROM runs WHERE status IN ('queued', 'requires_action') AND expires_at <= $1 "
+        "UNION ALL SELECT id FROM runs WHERE status = 'cancelling' AND worker_id IS NULL",
         now,
     )
     return [row[0] for row in rows]

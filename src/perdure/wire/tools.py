@@ -73,7 +73,7 @@ def _normalised(tool: Tool) -> Tool:
         return FunctionTool(
             function=FunctionDefinition(
                 name=given.name,
-                description=given.description or UNSET,
+                description=UNSET if given.description is None else given.description,
                 parameters={"type": "object", "properties": {}} if given.parameters is None else given.parameters,
                 strict=bool(given.strict),
             )
