@@ -50,10 +50,10 @@ def from_v1(body: bytes) -> bytes:
     """Return a v1 body in v2's words. Raises InvalidRequest if it names files; bad JSON is left to the decoder."""
     try:
         value = msgspec.json.decode(body or b"{}")
+        _into_v2(value)
+        return msgspec.json.encode(value)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body
-    _into_v2(value)
-    return msgspec.json.encode(value)
 
 
 def _into_v2(value: Any) -> None:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, NoReturn, ParamSpec, TypeAlias, TypeVar
 from urllib.parse import parse_qs, urlsplit
+from weakref import WeakSet
 
 import asyncpg
 
@@ -38,8 +39,9 @@ STATEMENT_SECONDS = 60.0
 CLOSE_SECONDS = 10.0
 ROLLBACK_SECONDS = 5.0
 
-# A server that froze inside a transaction lets go of the rows it holds.
-_SET_UP = "SET idle_in_transaction_session_timeout = '30s'"
+# A server that froze inside a transaction lets go of the rows it holds; a statement outside of a transaction can
+# only read.
+_SET_UP = "SET idle_in_transaction_session_timeout = '30s'; SET default_transaction_read_only = on"
 
 _LOST_RACES = (
     asyncpg.DeadlockDetectedError,
@@ -76,15 +78,20 @@ class _AgainError(Exception):
     """The operation did not commit and may be run again; its cause says why."""
 
 
-class _Kind(NamedTuple):
-    """A kind of transaction: how it begins, and whether its COMMIT matters."""
+class _SeveralError(Exception):
+    """An operation that was run as one statement has more of them."""
 
-    begin: str
+
+class _Kind(NamedTuple):
+    """A kind of transaction: how it begins (None: one statement, which is its own), whether its COMMIT matters."""
+
+    begin: str | None
     writes: bool
 
 
 _WRITE = _Kind("BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE", writes=True)
 _LOOK = _Kind("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY", writes=False)
+_LOOK_ONCE = _Kind(None, writes=False)
 
 
 class PostgresDatabase:
@@ -93,6 +100,7 @@ class PostgresDatabase:
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record], place: str) -> None:
         self._pool = pool
         self._place = place
+        self._several: WeakSet[Callable[..., Any]] = WeakSet()
         self._under_way: set[asyncio.Task[Any]] = set()
         self._closed = False
         self._failing = False
@@ -120,8 +128,18 @@ class PostgresDatabase:
         return await self._finish(_WRITE, partial(operation, *args, **kwargs))
 
     async def read(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run on one snapshot."""
-        return await self._finish(_LOOK, partial(operation, *args, **kwargs))
+        """Run on one snapshot.
+
+        Most look-ups are one statement, which needs no BEGIN and COMMIT around it: a third of the round trips. An
+        operation that asks for a second one is run again in a transaction, and from then on always.
+        """
+        begin = partial(operation, *args, **kwargs)
+        if operation not in self._several:
+            try:
+                return await self._finish(_LOOK_ONCE, begin)
+            except _SeveralError:
+                self._several.add(operation)
+        return await self._finish(_LOOK, begin)
 
     async def scan(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on one snapshot; the same as `read`, as nothing here runs on the caller's thread."""
@@ -184,6 +202,8 @@ class PostgresDatabase:
     async def _attempt(self, kind: _Kind, steps: Operation[T]) -> T:
         connection = await self._acquire()
         try:
+            if kind.begin is None:
+                return await self._look_once(connection, steps)
             try:
                 await self._ask(connection, Statement(kind.begin), writes=kind.writes)
                 result = await self._drive(connection, steps, writes=kind.writes)
@@ -194,6 +214,17 @@ class PostgresDatabase:
             return result
         finally:
             await self._release(connection)
+
+    async def _look_once(self, connection: Connection, steps: Operation[T]) -> T:
+        """Run an operation of one statement. Raises _SeveralError if there are more."""
+        try:
+            answer = await self._ask(connection, steps.send(None), writes=False)
+            steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        steps.close()
+        raise _SeveralError
 
     async def _drive(self, connection: Connection, steps: Operation[T], *, writes: bool) -> T:
         answer: Any = None
