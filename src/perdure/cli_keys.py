@@ -14,7 +14,6 @@ from typing import Annotated, ParamSpec, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from perdure.errors import OperatorError
 from perdure.ids import RandomIds, SystemClock
@@ -68,10 +67,12 @@ def create(
 @keys_app.command("list")
 def list_all(data: Data = None, database_url: DatabaseUrl = None) -> None:
     """List all keys, without their secrets."""
-    table = Table("id", "project", "name", "key", "made", "revoked", box=None)
+    rows = [("id", "project", "name", "key", "made", "revoked")]
     for key in _run(read_settings(data=data, database_url=database_url), list_keys):
-        table.add_row(key.id, key.project, key.name, key.redacted, _day(key.created_at), _day(key.revoked_at))
-    out.print(table)
+        rows.append((key.id, key.project, key.name, key.redacted, _day(key.created_at), _day(key.revoked_at)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:  # plain lines, whole ids: they are copied into `perdure keys revoke`
+        out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False)
 
 
 @keys_app.command("revoke")

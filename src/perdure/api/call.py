@@ -94,6 +94,11 @@ def answer(value: Any, headers: dict[str, str] | None = None) -> Response:
     return Response(content, media_type="application/json", headers=headers)
 
 
+def searchable(object_id: str) -> str:
+    """Return an id as the store may be asked for it. None holds a NUL, and Postgres refuses even the question."""
+    return object_id.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def page_query(query: QueryParams) -> PageQuery:
     """Return the page that a list call asks for; empty values count as absent. Raises InvalidRequest."""
     order = query.get("order") or "desc"
@@ -102,8 +107,8 @@ def page_query(query: QueryParams) -> PageQuery:
     return PageQuery(
         limit=_limit(query.get("limit")),
         order="asc" if order == "asc" else "desc",
-        after=query.get("after") or None,
-        before=query.get("before") or None,
+        after=searchable(query.get("after", "")) or None,
+        before=searchable(query.get("before", "")) or None,
     )
 
 

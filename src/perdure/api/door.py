@@ -18,7 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perdure.api.auth import project_of
-from perdure.api.call import Call, Context, Handler, answer
+from perdure.api.call import Call, Context, Handler, answer, searchable
 from perdure.api.failures import ServerFault, failure_response
 from perdure.api.v1_beta import betas_of, from_v1, no_beta_header, to_v1
 from perdure.errors import ApiError, BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout
@@ -123,16 +123,17 @@ class Endpoint:
         project_id = await project_of(headers, context.database, open_without_key=context.settings.open_without_key)
         old = _check_beta(scope, headers, required=context.settings.require_beta_header)
         ids = {
-            name: check_id(name, value) if name in PREFIXES else value for name, value in scope["path_params"].items()
+            name: searchable(check_id(name, value)) if name in PREFIXES else value
+            for name, value in scope["path_params"].items()
         }
         body = await _read_body(receive, headers, context) if scope["method"] == "POST" else b""
         decoded = decode_body(decoder, from_v1(body) if old else body) if decoder else None
         call = Call(context, project_id, ids, headers, QueryParams(scope["query_string"]), decoded)
         try:
-            response = await handler(call)
+            response = _as_v1(await handler(call), old=old)
         except RecursionError:
             raise InvalidRequest("The JSON body of your request is nested too deeply.") from None
-        await _as_v1(response, old=old)(scope, receive, send)
+        await response(scope, receive, send)
 
 
 def _check_beta(scope: Scope, headers: Headers, *, required: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from perdure.api.call import Call, answer, page_query
+from perdure.api.call import Call, answer, page_query, searchable
 from perdure.api.resources import refuse_unknown_files
 from perdure.domain.creation import new_message
 from perdure.ids import check_id
@@ -30,7 +30,7 @@ async def create_message(call: Call[CreateMessage]) -> Response:
 
 async def list_messages(call: Call[None]) -> Response:
     """GET /threads/{thread_id}/messages, of one run only with `run_id`."""
-    run_id = call.query.get("run_id") or None
+    run_id = searchable(call.query.get("run_id", "")) or None
     if run_id is not None:
         check_id("run_id", run_id)
     return answer(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from perdure.api.call import B, Call, answer, page_query
+from perdure.api.call import B, Call, answer, page_query, searchable
 from perdure.api.resources import refuse_unknown_files, refuse_unknown_in_thread, refuse_unknown_resources
 from perdure.api.sse import EventStream
 from perdure.domain.lifecycle import ACTIVE
@@ -27,7 +27,7 @@ POLL_HEADER = "x-stainless-poll-helper"
 async def create_run(call: Call[CreateRun]) -> Response:
     """POST /threads/{thread_id}/runs, plain or streamed."""
     body = call.body
-    check_id("assistant_id", body.assistant_id)
+    body.assistant_id = searchable(check_id("assistant_id", body.assistant_id))
     refuse_unknown_files(body.additional_messages)
     birth = _birth(call, call.ids["thread_id"], body.additional_messages)
     run = await call.context.database.run(create_stored, body, birth)
@@ -37,7 +37,7 @@ async def create_run(call: Call[CreateRun]) -> Response:
 async def create_thread_and_run(call: Call[CreateThreadAndRun]) -> Response:
     """POST /threads/runs, plain or streamed."""
     body = call.body
-    check_id("assistant_id", body.assistant_id)
+    body.assistant_id = searchable(check_id("assistant_id", body.assistant_id))
     refuse_unknown_in_thread(body.thread)
     refuse_unknown_resources(body.tool_resources)
     birth = _birth(call, call.new_id("thread"), body.thread.messages if body.thread else None)

@@ -49,6 +49,8 @@ def changed_assistant(assistant: Assistant, extra: Extra, body: ModifyAssistant)
     """Return the assistant after a modify: absent keeps, null sets back to the default."""
     tools = _either(body.tools, assistant.tools, normalised_tools)
     resources = assistant.tool_resources if body.tool_resources is UNSET else body.tool_resources
+    if body.tool_resources is UNSET and not _uses_files(assistant.tool_resources):
+        resources = msgspec.structs.replace(assistant.tool_resources, code_interpreter=None)  # back with its tool
     changed = msgspec.structs.replace(
         assistant,
         name=_kept(body.name, assistant.name),
@@ -178,6 +180,10 @@ def _either(value: T | None | UnsetType, old: T, from_null: Callable[[T | None],
 
 def _one_if_null(value: float | None) -> float:
     return 1.0 if value is None else value
+
+
+def _uses_files(resources: ToolResources) -> bool:
+    return resources.code_interpreter is not None and bool(resources.code_interpreter.file_ids)
 
 
 def _metadata(value: Metadata | None | UnsetType, old: Metadata) -> Metadata:
