@@ -67,9 +67,11 @@ def create(
 @keys_app.command("list")
 def list_all(data: Data = None, database_url: DatabaseUrl = None) -> None:
     """List all keys, without their secrets."""
-    rows = [("id", "project", "name", "key", "made", "revoked")]
-    for key in _run(read_settings(data=data, database_url=database_url), list_keys):
-        rows.append((key.id, key.project, key.name, key.redacted, _day(key.created_at), _day(key.revoked_at)))
+    keys = _run(read_settings(data=data, database_url=database_url), list_keys)
+    rows = [
+        ("id", "project", "name", "key", "made", "revoked"),
+        *((key.id, key.project, key.name, key.redacted, _day(key.created_at), _day(key.revoked_at)) for key in keys),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     for row in rows:  # plain lines, whole ids: they are copied into `perdure keys revoke`
         out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip(), markup=False)

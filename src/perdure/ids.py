@@ -15,6 +15,7 @@ from typing import Protocol
 from perdure.errors import InvalidRequest
 
 ALPHABET = string.ascii_letters + string.digits
+PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 PREFIXES = {
     "assistant_id": "asst",
     "thread_id": "thread",
@@ -66,9 +67,9 @@ class RandomIds:
         """
         number = int.from_bytes(secrets.token_bytes(32), "big")
         letters = []
-        for _ in range(24):
-            number, index = divmod(number, 62)
-            letters.append(ALPHABET[index])
+        for _ in range(12):
+            number, index = divmod(number, len(PAIRS))
+            letters.append(PAIRS[index])
         return f"{prefix}_{''.join(letters)}"
 
 

@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import base64
 import binascii
-
-from starlette.datastructures import Headers
+from collections.abc import Mapping
 
 from perdure.api.call import no_key
 from perdure.errors import Unauthenticated
 from perdure.store.db import Database, Operation
-from perdure.store.keys import DEFAULT_PROJECT, any_key_made, find_project_of_key, hash_key
+from perdure.store.keys import DEFAULT_PROJECT, find_door, hash_key
 
 SHOWN_START, SHOWN_END, MOST_STARS = 8, 4, 24
 
 
-async def project_of(headers: Headers, database: Database, *, open_without_key: bool) -> str:
+async def project_of(headers: Mapping[str, str], database: Database, *, open_without_key: bool) -> str:
     """Return the id of the project that the call's key opens. Raises Unauthenticated."""
     key = _key_of(headers)
     if key is None:
@@ -35,13 +34,13 @@ async def project_of(headers: Headers, database: Database, *, open_without_key: 
 
 
 def _find_project(key_hash: str, open_without_key: bool) -> Operation[str | None]:
-    project_id = yield from find_project_of_key(key_hash)
-    if project_id is None and open_without_key and not (yield from any_key_made()):
+    found = yield from find_door(key_hash)
+    if found.project_id is None and open_without_key and not found.any_key_made:
         return DEFAULT_PROJECT
-    return project_id
+    return found.project_id
 
 
-def _key_of(headers: Headers) -> str | None:
+def _key_of(headers: Mapping[str, str]) -> str | None:
     azure = headers.get("api-key")
     if azure:
         return azure

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from perdure.engine.dispatch import Dispatch
 from perdure.engine.live import Feeds
@@ -59,7 +61,7 @@ class Call(Generic[B]):
         context: Context,
         project_id: str,
         ids: dict[str, str],
-        headers: Headers,
+        headers: Mapping[str, str],
         query: QueryParams,
         body: B,
     ) -> None:
@@ -88,10 +90,30 @@ class Handler(Protocol):
         ...
 
 
+class JsonAnswer(Response):
+    """A 200 with JSON. What Starlette works out anew for each answer stands here once."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, headers: Mapping[str, str] | None) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = body
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        if headers:
+            self.raw_headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": self.body})
+
+
 def answer(value: Any, headers: dict[str, str] | None = None) -> Response:
     """Return an object as JSON; text and bytes are JSON already."""
     content = value.encode() if isinstance(value, str) else value if isinstance(value, bytes) else _encode(value)
-    return Response(content, media_type="application/json", headers=headers)
+    return JsonAnswer(content, headers)
 
 
 def searchable(object_id: str) -> str:

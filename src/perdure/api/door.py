@@ -10,10 +10,11 @@ import asyncio
 import logging
 import secrets
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -31,6 +32,9 @@ API_VERSION = b"2020-10-01"
 V1, V2 = "assistants=v1", "assistants=v2"
 BETA_PATHS = ("/assistants", "/threads")
 LATER_PATHS = ("/files", "/uploads", "/vector_stores")
+
+
+_NO_QUERY = QueryParams("")
 
 
 class ClientGone(Exception):
@@ -118,7 +122,7 @@ class Endpoint:
                 code="method_not_supported",
             )
         handler, decoder = found
-        headers = Headers(scope=scope)
+        headers = headers_of(scope)
         context = self._context
         project_id = await project_of(headers, context.database, open_without_key=context.settings.open_without_key)
         old = _check_beta(scope, headers, required=context.settings.require_beta_header)
@@ -128,7 +132,7 @@ class Endpoint:
         }
         body = await _read_body(receive, headers, context) if scope["method"] == "POST" else b""
         decoded = decode_body(decoder, from_v1(body) if old else body) if decoder else None
-        call = Call(context, project_id, ids, headers, QueryParams(scope["query_string"]), decoded)
+        call = Call(context, project_id, ids, headers, _query(scope), decoded)
         try:
             response = _as_v1(await handler(call), old=old)
         except RecursionError:
@@ -136,8 +140,23 @@ class Endpoint:
         await response(scope, receive, send)
 
 
-def _check_beta(scope: Scope, headers: Headers, *, required: bool) -> bool:
+def headers_of(scope: Scope) -> dict[str, str]:
+    """Return the headers by lower-case name; those given twice are joined by commas."""
+    headers: dict[str, str] = {}
+    for raw, value in scope["headers"]:
+        name, text = raw.decode("latin-1"), value.decode("latin-1")
+        headers[name] = f"{headers[name]},{text}" if name in headers else text
+    return headers
+
+
+def _query(scope: Scope) -> QueryParams:
+    return QueryParams(scope["query_string"]) if scope["query_string"] else _NO_QUERY
+
+
+def _check_beta(scope: Scope, headers: Mapping[str, str], *, required: bool) -> bool:
     """Say whether the call is of the v1 era. Raises InvalidRequest."""
+    if headers.get("openai-beta") == V2:
+        return False
     path = scope["path"].removeprefix(scope.get("root_path", ""))
     if not path.startswith(BETA_PATHS):
         return False
@@ -154,7 +173,7 @@ def _as_v1(response: Response, *, old: bool) -> Response:
     return answer(to_v1(bytes(response.body)), kept)
 
 
-async def _read_body(receive: Receive, headers: Headers, context: Context) -> bytes:
+async def _read_body(receive: Receive, headers: Mapping[str, str], context: Context) -> bytes:
     limit = context.settings.body_limit_bytes
     declared = headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:

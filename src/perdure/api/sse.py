@@ -19,7 +19,9 @@ from perdure.errors import ApiError, NotFound
 from perdure.wire.events import END_EVENTS, LogEvent
 
 DONE = b"event: done\ndata: [DONE]\n\n"
-KEEPALIVE = b": keep-alive\n\n"
+# One line, without the empty one that ends a frame: after an event with an `id`, openai-python takes an empty line for
+# an event of its own and breaks on its missing data (measured with 3.54.0).
+KEEPALIVE = b": keep-alive\n"
 
 
 class EventStream(Response):

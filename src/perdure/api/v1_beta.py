@@ -6,10 +6,10 @@ send that header are served; what does not map gets the recorded refusal.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
-from starlette.datastructures import Headers
 
 from perdure.errors import InvalidRequest
 
@@ -22,9 +22,9 @@ V2_ONLY = {
 HAD_FILES = ("assistant", "thread.message", "thread.run")
 
 
-def betas_of(headers: Headers) -> set[str]:
+def betas_of(headers: Mapping[str, str]) -> set[str]:
     """Return the betas that the call asks for; the header may hold several."""
-    return {beta.strip() for value in headers.getlist("openai-beta") for beta in value.split(",") if beta.strip()}
+    return {beta.strip() for beta in headers.get("openai-beta", "").split(",") if beta.strip()}
 
 
 def no_beta_header() -> InvalidRequest:

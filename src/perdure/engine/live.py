@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import AsyncGenerator
 
 from perdure.store.db import Database
-from perdure.store.event_log import list_events
-from perdure.store.runs import find_log_end
+from perdure.store.event_log import is_log_over, list_events
 from perdure.wire.events import END_EVENTS, LogEvent
 
 TAIL_EVENTS = 1024
@@ -67,7 +66,7 @@ class Feed:
         self._pen: Pen | None = None  # None: nobody here writes the run
 
     def begin(self, last_event: int) -> Pen:
-        """Begin: a worker of this process holds the run now, its log ends at `last_event`. An older pen writes no more."""
+        """Begin: a worker of this process holds the run now, its log ends at `last_event`. An older pen is dead."""
         self._pen = Pen(self, last_event)
         return self._pen
 
@@ -168,7 +167,7 @@ class Feeds:
     async def follow(self, run_id: str, after: int, keepalive_seconds: float) -> AsyncGenerator[list[LogEvent], None]:
         """Yield events after a number in small batches, an empty one after each silence, until the run pauses or ends.
 
-        It also ends when the run is deleted.
+        It also ends when the run, or the log of an ended one, is deleted.
         """
         feed = self.attach(run_id)
         silent = 0.0
@@ -187,7 +186,7 @@ class Feeds:
                     if batch[-1].name in END_EVENTS:
                         return
                 elif not await feed.news.wait(seen, min(LOOK_SECONDS, keepalive_seconds)):
-                    if await self._is_over(run_id, cursor):
+                    if await self._database.read(is_log_over, run_id, cursor):
                         return
                     silent += min(LOOK_SECONDS, keepalive_seconds)
                     if silent >= keepalive_seconds:
@@ -195,10 +194,6 @@ class Feeds:
                         yield []
         finally:
             self.detach(run_id)
-
-    async def _is_over(self, run_id: str, cursor: int) -> bool:
-        end = await self._database.read(find_log_end, run_id)
-        return end is None or (end.ended and end.last_event <= cursor)
 
 
 def _up_to_end(batch: list[LogEvent]) -> list[LogEvent]:

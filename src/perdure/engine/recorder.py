@@ -128,7 +128,7 @@ class Recorder:
             raise self._flush_failure
 
     def _shown(self, events: list[LogEvent]) -> None:
-        """Take note of a commit. Before it the pending deltas stay: readers have seen them, the next write needs them."""
+        """Take note of a commit. Until then pending deltas stay: readers have seen them, the next write needs them."""
         self._pending = []
         self._last = events[-1].sequence if events else self._last
         self._pen.commit(self._last, events)

@@ -19,17 +19,17 @@ from perdure.errors import RunFailure, Unavailable
 from perdure.ids import Clock, Ids
 from perdure.models.names import ModelRegistry
 from perdure.store.db import Database
-from perdure.store.endings import expire_run, recover_run
-from perdure.store.event_log import delete_old_events
+from perdure.store.endings import end_unheld, recover_run
+from perdure.store.event_log import delete_logs, list_old_logs
 from perdure.store.runs import (
     Claim,
     Hold,
     LeaseLost,
     RunStopped,
     claim_run,
-    count_waiting,
+    has_waiting,
     list_held_runs,
-    list_overdue_runs,
+    list_unheld_ends,
     renew_leases,
 )
 
@@ -58,6 +58,7 @@ class Held(msgspec.Struct):
 
     hold: Hold
     stop: Stop
+    expires_at: float
 
 
 class Worker:
@@ -81,9 +82,13 @@ class Worker:
         self._worker_id = ids.new("worker")
         self._held: dict[str, Held] = {}
         self._taking: set[asyncio.Task[None]] = set()
+        self._ending: set[asyncio.Task[None]] = set()
         self._rounds: set[asyncio.Task[None]] = set()
-        self._behind = False  # more runs wait than there were free places
+        self._behind = False  # more runs may wait than there were free places
+        self._claiming = 0
+        self._early: set[str] = set()  # cancelled while a claim was under way that may bring just this run
         self._draining = False
+        self._grace_over = False
 
     # -- life
 
@@ -105,10 +110,11 @@ class Worker:
         self._draining = True
         if self._taking:
             await asyncio.wait(self._taking, timeout=self._settings.grace_seconds)
+        self._grace_over = True
         for held in self._held.values():
             held.stop.fire("drained")
-        if self._taking:
-            await asyncio.wait(self._taking, timeout=self._settings.lease_seconds)
+        if self._taking or self._ending:
+            await asyncio.wait(self._taking | self._ending, timeout=self._settings.lease_seconds)
         for one_round in self._rounds:
             one_round.cancel()
         if self._rounds:
@@ -120,28 +126,40 @@ class Worker:
                 await one_round()
             except Unavailable as error:
                 log.warning("the store does not answer: %s", error.message)
+            except Exception:
+                log.exception("a bug in a round of the worker; the rounds go on")
             await self._clock.sleep(seconds)
 
     # -- hints
 
     def run_waits(self, run_id: str) -> None:
         """Take the run at once if there is a free place."""
-        if self._draining:
-            return
-        if len(self._taking) >= self._settings.concurrency:
+        if self._has_place():
+            self._take(run_id)
+        else:
             self._behind = True
-            return
-        self._take(run_id)
 
     def run_cancelled(self, run_id: str) -> None:
-        """Stop a run in work; one that nobody holds waits to be wound up."""
+        """Stop a run in work; end one that nobody holds, without waiting for a free place."""
         held = self._held.get(run_id)
         if held is not None:
             held.stop.fire("cancelled")
-        else:
-            self.run_waits(run_id)
+            return
+        if self._claiming:
+            self._early.add(run_id)
+        one = asyncio.get_running_loop().create_task(self._end_unheld(run_id))
+        self._ending.add(one)
+        one.add_done_callback(self._ended)
+
+    def _ended(self, one: asyncio.Task[None]) -> None:
+        self._ending.discard(one)
+        if not one.cancelled() and (fault := one.exception()) is not None:
+            log.error("a run could not be ended", exc_info=fault)
 
     # -- claims
+
+    def _has_place(self) -> bool:
+        return not self._draining and len(self._taking) < self._settings.concurrency
 
     def _take(self, run_id: str | None) -> None:
         one = asyncio.get_running_loop().create_task(self._claim_and_work(run_id))
@@ -156,40 +174,63 @@ class Worker:
             self._take(None)
 
     async def _claim_and_work(self, run_id: str | None) -> None:
+        if self._draining:
+            return
+        if run_id is None:
+            self._behind = False  # a hint that comes while we look sets it again
+        self._claiming += 1
+        try:
+            claim = await self._claim(run_id)
+            held = None if claim is None else self._hold(claim)
+        finally:
+            self._claiming -= 1
+            if not self._claiming:
+                self._early.clear()
+        if claim is None or held is None:
+            return
+        if run_id is None:  # where one waited more may: the next looks in a place of its own
+            self._behind = True
+            if self._has_place():
+                self._take(None)
+        await self._work(claim, held)
+
+    async def _claim(self, run_id: str | None) -> Claim | None:
         now = self._clock.now()
         try:
-            claim = await self._database.run(
-                claim_run, self._worker_id, now, now + self._settings.lease_seconds, run_id
-            )
+            return await self._database.run(claim_run, self._worker_id, now, now + self._settings.lease_seconds, run_id)
         except Unavailable as error:
             log.warning("no run can be claimed: %s", error.message)
-            return
-        if claim is not None:
-            await self._work(claim)
-        elif run_id is None:
-            self._behind = False
+            return None
+
+    def _hold(self, claim: Claim) -> Held:
+        """Take note of a claim, and of what happened to its run while it was under way."""
+        run = claim.row.run
+        older = self._held.get(run.id)
+        if older is not None:  # recovered by another process, and we had not heard of it
+            older.stop.fire("lost")
+        held = self._held[run.id] = Held(claim.hold, Stop(), run.expires_at or 0)
+        if run.id in self._early:
+            held.stop.fire("cancelled")
+        elif held.expires_at <= self._clock.now():
+            held.stop.fire("expired")
+        elif self._grace_over:
+            held.stop.fire("drained")
+        return held
 
     async def _look(self) -> None:
         """Find runs that nobody told of."""
-        free = not self._draining and len(self._taking) < self._settings.concurrency
-        if free and await self._database.read(count_waiting) > 0:
-            self._behind = True
+        if self._has_place() and await self._database.read(has_waiting) and self._has_place():
             self._take(None)
 
     # -- work
 
-    async def _work(self, claim: Claim) -> None:
+    async def _work(self, claim: Claim, held: Held) -> None:
         run = claim.row.run
-        stop = Stop()
-        self._held[run.id] = Held(claim.hold, stop)
-        feed = self._feeds.attach(run.id)
-        feed.begin(claim.row.last_event - len(claim.events))
-        feed.commit(claim.row.last_event, claim.events)
-        seconds = max(0.0, (run.expires_at or 0) - self._clock.now())
-        deadline = asyncio.get_running_loop().call_later(seconds, stop.fire, "expired")
-        recorder = Recorder(self._database, feed, self._clock, self._ids, claim)
+        pen = self._feeds.attach(run.id).begin(claim.row.last_event - len(claim.events))
+        pen.commit(claim.row.last_event, claim.events)
+        recorder = Recorder(self._database, pen, self._clock, self._ids, claim)
         try:
-            await self._turns(claim, recorder, stop)
+            await self._turns(claim, recorder, held.stop)
         except LeaseLost:
             log.warning("run %s: the lease was lost, another attempt has it or its thread is gone", run.id)
         except Unavailable as error:
@@ -197,17 +238,17 @@ class Worker:
                 "run %s: left for recovery, the store does not answer: %s", run.id, error.message
             )
         finally:
-            deadline.cancel()
-            await recorder.close()
-            del self._held[run.id]
-            feed.end()
-            self._feeds.detach(run.id)
+            try:
+                await recorder.close()
+            finally:
+                if self._held.get(run.id) is held:
+                    del self._held[run.id]
+                pen.end()
+                self._feeds.detach(run.id)
 
     async def _turns(self, claim: Claim, recorder: Recorder, stop: Stop) -> None:
         run, extra = claim.row.run, claim.row.extra
         try:
-            if run.status == "cancelling":
-                raise RunStopped  # noqa: TRY301  # one place winds up
             stop.check()
             model, name = await self._models.resolve(run.model)
             messages, steps = await self._database.scan(read_history, run)
@@ -255,18 +296,28 @@ class Worker:
                 held.stop.fire("cancelled")
 
     async def _sweep(self) -> None:
-        """Expire overdue runs that nobody holds, and recover lapsed leases."""
-        now = int(self._clock.now())
-        for run_id in await self._database.read(list_overdue_runs, now):
-            await self._database.run(expire_run, run_id, now)
+        """Expire overdue runs, end those that nobody holds, and recover lapsed leases."""
+        now = self._clock.now()
+        for held in self._held.values():
+            if held.expires_at <= now:
+                held.stop.fire("expired")
+        for run_id in await self._database.read(list_unheld_ends, int(now)):
+            await self._end_unheld(run_id)
+        await self._recover(now)
+
+    async def _end_unheld(self, run_id: str) -> None:
+        try:
+            events = await self._database.run(end_unheld, run_id, int(self._clock.now()))
+        except Unavailable as error:
+            log.warning("run %s can not be ended, it is tried again: %s", run_id, error.message)
+            return
+        if events:
             self._feeds.wake(run_id)
-        await self._recover(self._clock.now())
 
     async def _recover(self, lapsed_before: float | None) -> None:
         for run_id in await self._database.read(list_held_runs, lapsed_before):
-            held = self._held.get(run_id)
-            if held is not None:
-                held.stop.fire("lost")
+            if run_id in self._held:  # in work here: the next renewal mends the lease, or finds it lost
+                continue
             events = await self._database.run(
                 recover_run, run_id, None, self._clock.now(), lapsed_before=lapsed_before, most=MOST_RECOVERIES
             )
@@ -278,5 +329,5 @@ class Worker:
     async def _clean(self) -> None:
         """Delete the logs of runs that ended long ago."""
         before = int(self._clock.now()) - self._settings.event_log_seconds
-        while await self._database.run(delete_old_events, before):
-            pass
+        while old := await self._database.scan(list_old_logs, before):  # looked for off the writer
+            await self._database.run(delete_logs, old)

@@ -11,13 +11,14 @@ from typing import Any
 import msgspec
 
 from perdure.store.bodies import encode
-from perdure.store.db import Do, Operation, Rows
+from perdure.store.db import Do, Operation, Row, Rows
 from perdure.wire.events import EventName, LogEvent, MessageDelta
 from perdure.wire.messages import ContentPart, RefusalPart, TextPart, TextValue
 
 _read_events = msgspec.json.Decoder(list[LogEvent]).decode
 _read_delta = msgspec.json.Decoder(MessageDelta).decode
 READ_ROWS = 200
+CLEAN_RUNS = 100
 
 Draft = tuple[EventName, Any]
 """An event that has no number yet: its name and the object that is its data."""
@@ -72,11 +73,26 @@ def written_parts(run_id: str, message_id: str) -> Operation[list[ContentPart]]:
     return parts
 
 
-def delete_old_events(ended_before: int) -> Operation[int]:
-    """Delete some of the logs of runs that ended before that Unix time; return the number of rows deleted."""
-    deleted = yield Do(
-        "DELETE FROM run_events WHERE run_id IN (SELECT e.run_id FROM run_events e JOIN runs r ON r.id = e.run_id "
-        "WHERE r.ended_at IS NOT NULL AND r.ended_at < $1 LIMIT 1000)",
+def is_log_over(run_id: str, after: int) -> Operation[bool]:
+    """Say whether nothing can come after a number any more: the run was read to its end, or it or its log is gone."""
+    run = yield Row("SELECT ended_at FROM runs WHERE id = $1", run_id)
+    if run is not None and run[0] is None:
+        return False
+    rest = yield Row("SELECT 1 FROM run_events WHERE run_id = $1 AND last_sequence > $2 LIMIT 1", run_id, after)
+    return rest is None
+
+
+def list_old_logs(ended_before: int) -> Operation[list[str]]:
+    """Return some of the runs that ended before that Unix time and still have a log, oldest first."""
+    rows = yield Rows(
+        "SELECT id FROM runs WHERE ended_at < $1 AND EXISTS (SELECT 1 FROM run_events WHERE run_id = runs.id) "
+        f"ORDER BY ended_at LIMIT {CLEAN_RUNS}",
         ended_before,
     )
-    return int(deleted)
+    return [row[0] for row in rows]
+
+
+def delete_logs(run_ids: list[str]) -> Operation[None]:
+    """Delete the logs of ended runs."""
+    for run_id in run_ids:
+        yield Do("DELETE FROM run_events WHERE run_id = $1", run_id)

@@ -194,8 +194,7 @@ def claim_run(worker_id: str, now: float, lease_until: float, run_id: str | None
     one = "AND id = $1 " if run_id else ""
     args: list[Value] = [run_id] if run_id else []
     found = yield Row(
-        f"SELECT {COLUMNS} FROM runs WHERE status = 'queued' {one}"
-        "ORDER BY seq LIMIT 1",
+        f"SELECT {COLUMNS} FROM runs WHERE status = 'queued' {one}ORDER BY seq LIMIT 1",
         *args,
         lock="skip",
     )
@@ -353,16 +352,3 @@ def list_unheld_ends(now: int) -> Operation[list[str]]:
         now,
     )
     return [row[0] for row in rows]
-
-
-class LogEnd(msgspec.Struct, frozen=True):
-    """Where a run's log ends, and whether more can come."""
-
-    last_event: int
-    ended: bool
-
-
-def find_log_end(run_id: str) -> Operation[LogEnd | None]:
-    """Return where the log ends; None if the run is gone."""
-    row = yield Row("SELECT last_event, ended_at FROM runs WHERE id = $1", run_id)
-    return LogEnd(row[0], row[1] is not None) if row else None

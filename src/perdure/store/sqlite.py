@@ -81,6 +81,10 @@ class _Outcome(NamedTuple):
     error: BaseException | None
 
 
+class _MoreStatementsError(Exception):
+    """A read takes more statements than one: it needs a transaction to see one snapshot."""
+
+
 class _UndoOneError(Exception):
     """An operation failed after it had written, in a batch without savepoints."""
 
@@ -95,6 +99,7 @@ class SqliteDatabase:
         self._readers: list[sqlite3.Connection] = []
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="perdure-scan")
         self._closed = False
+        self._longer: set[Callable[..., Any]] = set()  # reads that were seen to take several statements
 
     @classmethod
     async def open(cls, path: Path) -> SqliteDatabase:
@@ -110,6 +115,11 @@ class SqliteDatabase:
 
     async def read(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run at once on the calling thread: a look-up is shorter than handing it to another thread."""
+        if operation not in self._longer:
+            try:
+                return self._look_once(operation(*args, **kwargs))
+            except _MoreStatementsError:
+                self._longer.add(operation)
         return self._look(operation(*args, **kwargs))
 
     async def scan(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -134,6 +144,16 @@ class SqliteDatabase:
     def _check_open(self) -> None:
         if self._closed:
             raise Unavailable("The server is shutting down; retry when it is back.")
+
+    def _look_once(self, steps: Operation[T]) -> T:
+        """Run a read of one statement, which is a snapshot by itself. Raises _MoreStatementsError at a second one."""
+        self._check_open()
+        try:
+            return _drive(self._reader().cursor(), steps, most=1)
+        except sqlite3.Error as error:
+            if _code(error) == sqlite3.SQLITE_READONLY or not _is_database_failure(error):
+                raise
+            raise _translated(error) from error
 
     def _look(self, steps: Operation[T]) -> T:
         """Run a read-only operation on this thread's connection, in one snapshot."""
@@ -272,15 +292,19 @@ class _Writer:
                 self._cursor.execute("ROLLBACK")
 
 
-def _drive(cursor: sqlite3.Cursor, steps: Generator[Statement, Any, T]) -> T:
-    """Run an operation's statements one by one and send it their answers."""
+def _drive(cursor: sqlite3.Cursor, steps: Generator[Statement, Any, T], *, most: int | None = None) -> T:
+    """Run an operation's statements one by one and send it their answers; after `most` raise _MoreStatementsError."""
     answer: Any = None
+    taken = 0
     while True:
         try:
             statement = steps.send(answer)
         except StopIteration as end:
             result: T = end.value
             return result
+        taken += 1
+        if most is not None and taken > most:
+            raise _MoreStatementsError
         try:
             cursor.execute(_numbered(statement.sql), statement.args)
         except sqlite3.Error as error:

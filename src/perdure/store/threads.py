@@ -60,6 +60,7 @@ def delete_thread(thread_id: str, project_id: str, now: int) -> Operation[list[s
         "SELECT id FROM runs WHERE thread_id = $1 "
         "AND status IN ('queued', 'in_progress', 'requires_action', 'cancelling')",
         thread_id,
+        lock="wait",  # its worker ends what it is writing first, else that would stay behind
     )
     yield Do("DELETE FROM run_events WHERE run_id IN (SELECT id FROM runs WHERE thread_id = $1)", thread_id)
     for table in ("steps", "messages", "runs"):
