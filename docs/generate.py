@@ -5,13 +5,36 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
+from perdure.api.routes import OPERATIONS
 from perdure.settings import settings_table
 
 DOCS = Path(__file__).parent
-PARTS = {"operating.md": ("settings", settings_table)}
+HOSTED = DOCS / "hosted_operations.json"
+"""Method, path and operationId of the 51 operations that the hosted API had; facts of its specification."""
+
+
+def operations_table() -> str:
+    """Return the operations of the hosted API, each with what Perdure does about it."""
+    served = {one.operation_id: one for one in OPERATIONS}
+    lines, counts = [], {"supported": 0, "partly": 0, "not": 0}
+    for method, path, operation_id in json.loads(HOSTED.read_text(encoding="utf-8")):
+        found = served.get(operation_id)
+        how = "not" if found is None else "partly" if found.lacks else "supported"
+        counts[how] += 1
+        lines.append(f"| `{method} {path}` | {operation_id} | {how} | {found.lacks if found else ''} |\n")
+    total = ", ".join(f"{count} {how}" for how, count in counts.items())
+    head = "| operation | operationId | | what is missing |\n|---|---|---|---|\n"
+    return f"Of {len(lines)} operations: {total}.\n\n{head}{''.join(lines)}"
+
+
+PARTS = {
+    "operating.md": ("settings", settings_table),
+    "compatibility.md": ("operations", operations_table),
+}
 
 
 def rewritten(text: str, name: str, part: str) -> str:

@@ -18,10 +18,13 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from granian.constants import Interfaces
 from granian.server.embed import Server as GranianServer
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
+from perdure.api.auth import Keys, each_second
 from perdure.api.call import ApiSettings, Context
 from perdure.api.door import Front
+from perdure.api.passthrough import Passthrough
 from perdure.api.routes import routes
 from perdure.engine.dispatch import LocalDispatch
 from perdure.engine.live import Feeds
@@ -30,10 +33,13 @@ from perdure.errors import OperatorError
 from perdure.ids import RandomIds, SystemClock
 from perdure.models.base import Model
 from perdure.models.chat_completions import ChatCompletionsModel
+from perdure.models.embeddings import EMBEDDER_NAME, Embedder, embedder_installed
+from perdure.models.forward import build_forwards
 from perdure.models.names import BUILTIN, ModelRegistry
 from perdure.models.scripted import ScriptedModel, load_script
 from perdure.settings import Settings
 from perdure.store.db import Database
+from perdure.store.key_stamp import KeyStamp
 from perdure.store.keys import any_key_made
 from perdure.store.postgres import PostgresDatabase
 from perdure.store.sqlite import SqliteDatabase
@@ -75,11 +81,29 @@ def build_models(settings: Settings) -> ModelRegistry:
         models,
         upstream_names,
         builtin[0] if builtin else None,
-        model_map=settings.model_map,
+        model_map=_with_embedder(settings.model_map),
         default_model=settings.default_model,
         clock=clock,
         log=logging.getLogger("perdure.models"),
     )
+
+
+def _with_embedder(model_map: dict[str, str]) -> dict[str, str]:
+    """Put the embedder's name into the map, so that it is listed among the models."""
+    return {EMBEDDER_NAME: EMBEDDER_NAME, **model_map} if embedder_installed() else model_map
+
+
+@asynccontextmanager
+async def _beyond(context: Context, settings: Settings) -> AsyncIterator[ASGIApp]:
+    """Open what answers the paths that are not Perdure's own."""
+    async with AsyncExitStack() as stack:
+        forwards = build_forwards(settings)
+        for forward in forwards.values():
+            stack.push_async_callback(forward.close)
+        embedder = Embedder() if embedder_installed() else None
+        if embedder is not None:
+            stack.push_async_callback(embedder.close)
+        yield Passthrough(context, forwards, embedder, patterns=settings.passthrough, model_map=settings.model_map)
 
 
 def _builtin(settings: Settings, *, needed: bool) -> tuple[str, Model] | None:
@@ -125,7 +149,6 @@ async def open_parts(settings: Settings) -> AsyncIterator[tuple[ASGIApp, Running
         worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings))
         dispatch.listen(worker)
         await worker.start()
-        api_settings = _api_settings(settings)
         context = Context(
             database=database,
             feeds=feeds,
@@ -133,10 +156,28 @@ async def open_parts(settings: Settings) -> AsyncIterator[tuple[ASGIApp, Running
             models=models,
             clock=clock,
             ids=ids,
-            settings=api_settings,
+            settings=_api_settings(settings),
+            keys=Keys(database, _stamp(settings, stack), open_without_key=settings.on_loopback),
         )
-        open_now = api_settings.open_without_key and not await database.read(any_key_made)
-        yield Front(routes(context)), Running(worker, models, open_without_key=open_now)
+        open_now = settings.on_loopback and not await database.read(any_key_made)
+        beyond = await stack.enter_async_context(_beyond(context, settings))
+        app = _with_cors(Front(routes(context, beyond)), settings)
+        yield app, Running(worker, models, open_without_key=open_now)
+
+
+def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
+    """Let browser pages of the named origins in; none by default, as on loopback any page could call with any key."""
+    origins = [origin.strip() for origin in settings.cors_origins.split(",") if origin.strip()]
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST", "DELETE"],
+        allow_headers=["*"],
+        expose_headers=["x-request-id", "openai-poll-after-ms", "openai-processing-ms", "openai-version"],
+        max_age=3600,
+    )
 
 
 async def _warm_up(models: ModelRegistry) -> None:
@@ -147,6 +188,15 @@ async def _warm_up(models: ModelRegistry) -> None:
     builtin = models.models.get(BUILTIN)
     if len(models.models) == 1 and builtin is not None:
         await builtin.warm_up()
+
+
+def _stamp(settings: Settings, stack: AsyncExitStack) -> Callable[[], bytes]:
+    """Return what tells the door that keys have changed."""
+    if settings.database_url is not None:
+        return each_second
+    stamp = KeyStamp.open(settings.data)
+    stack.callback(stamp.close)
+    return stamp.read
 
 
 def _worker_settings(settings: Settings) -> WorkerSettings:
@@ -168,7 +218,6 @@ def _api_settings(settings: Settings) -> ApiSettings:
         body_limit_bytes=settings.body_limit_bytes,
         body_timeout_seconds=settings.body_timeout_seconds,
         require_beta_header=settings.require_beta_header,
-        open_without_key=settings.on_loopback,
     )
 
 
@@ -185,7 +234,7 @@ async def open_server(settings: Settings) -> AsyncIterator[Running]:
     address, port = choose_port(settings.host, settings.port)
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
-            stack.enter_context(own_data_folder(settings.data))
+            stack.callback(own_data_folder(settings.data).release)
         app, running = await stack.enter_async_context(open_parts(settings))
         server = GranianServer(
             app, address=address, port=port, interface=Interfaces.ASGINL, websockets=False, log_enabled=False

@@ -19,6 +19,7 @@ from perdure.errors import OperatorError
 from perdure.ids import RandomIds, SystemClock
 from perdure.settings import Settings, read_settings
 from perdure.store.db import Operation
+from perdure.store.key_stamp import KeyStamp
 from perdure.store.keys import KeyRow, hash_key, insert_key, list_keys, revoke_key
 
 T = TypeVar("T")
@@ -39,6 +40,10 @@ def _run(settings: Settings, operation: Callable[P, Operation[T]], *args: P.args
             return await database.run(operation, *args, **kwargs)
         finally:
             await database.close()
+            if settings.database_url is None:  # a running server looks keys up anew
+                stamp = KeyStamp.open(settings.data)
+                stamp.change()
+                stamp.close()
 
     return asyncio.run(main())
 

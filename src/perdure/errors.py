@@ -17,6 +17,7 @@ Anything else that is raised is a bug: 500 with a request id, `server_error` on 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import ClassVar, Literal
 
 RunErrorCode = Literal["server_error", "rate_limit_exceeded", "invalid_prompt"]
@@ -55,9 +56,17 @@ class NotFound(ApiError):
 
 
 class MethodNotAllowed(ApiError):
-    """405: known path, unknown method."""
+    """405: known path, unknown method. `allowed` are the methods that the path takes."""
 
     status = 405
+
+    def __init__(self, method: str, path: str, allowed: Iterable[str]) -> None:
+        self.allowed = sorted(allowed)
+        super().__init__(
+            f"Not allowed to {method} on {path} (HINT: Perhaps you meant to make a different kind of request? It takes "
+            f"{', '.join(self.allowed)}.)",
+            code="method_not_supported",
+        )
 
 
 class RequestTimeout(ApiError):

@@ -77,6 +77,11 @@ class Settings(BaseSettings):
     upstream_retries: int = Field(
         2, ge=0, description="Retries of a model call on 429, 5xx or a refused connection, before the first token."
     )
+    passthrough: str = Field(
+        "*",
+        description="Paths that Perdure does not serve itself and passes through to the upstream: patterns such as "
+        "`chat/completions,embeddings,images/*`; `none` passes nothing.",
+    )
     default_model: str | None = Field(None, description="Model for every name that is not known here.")
     model_map: dict[str, str] = Field(
         default_factory=dict,
@@ -121,6 +126,10 @@ class Settings(BaseSettings):
     keepalive_seconds: float = Field(15.0, gt=0, description="Silence on a stream before a comment is sent.")
     body_limit_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Largest JSON body; above it: 413.")
     body_timeout_seconds: float = Field(60.0, gt=0, description="Longest wait for the next piece of a body; then 408.")
+    cors_origins: str = Field(
+        "",
+        description="Origins whose browser pages may call the server, with commas between, or `*`. Empty: none.",
+    )
     require_beta_header: bool = Field(False, description="Refuse calls without `OpenAI-Beta`, as the hosted API did.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What goes to the log on stderr."

@@ -9,6 +9,18 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
+
+from perdure.errors import RunFailure
+from perdure.models.base import (
+    Finished,
+    ModelPiece,
+    ModelUsage,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+)
+from perdure.models.chat_completions import ChatCompletionsModel
+from perdure.models.scripted import ScriptedServer, serving
 from tests.raw_upstream import (
     KEY,
     PlayedClock,
@@ -25,18 +37,6 @@ from tests.raw_upstream import (
     scripted,
     until,
 )
-
-from perdure.errors import RunFailure
-from perdure.models.base import (
-    Finished,
-    ModelPiece,
-    ModelUsage,
-    RefusalDelta,
-    TextDelta,
-    ToolCallDelta,
-)
-from perdure.models.chat_completions import ChatCompletionsModel
-from perdure.models.scripted import ScriptedServer, serving
 
 TOOLS = [{"type": "function", "function": {"name": "get_weather"}}]
 

@@ -7,6 +7,15 @@ import socket
 from typing import Any
 
 import pytest
+
+from perdure.errors import OperatorError, RunFailure
+from perdure.models.base import (
+    Finished,
+    TextDelta,
+)
+from perdure.models.chat_completions import ChatCompletionsModel
+from perdure.models.scripted import ScriptedServer
+from perdure.settings import UpstreamSettings, read_settings
 from tests.raw_upstream import (
     EVENTS,
     JSON,
@@ -24,15 +33,6 @@ from tests.raw_upstream import (
     response,
     scripted,
 )
-
-from perdure.errors import OperatorError, RunFailure
-from perdure.models.base import (
-    Finished,
-    TextDelta,
-)
-from perdure.models.chat_completions import ChatCompletionsModel
-from perdure.models.scripted import ScriptedServer
-from perdure.settings import UpstreamSettings, read_settings
 
 
 def failure_of(*answers: bytes | list[bytes], **more: Any) -> RunFailure:

@@ -51,32 +51,40 @@ CASES: list[tuple[type, Any, str, str | None, str | None]] = [
     (
         CreateAssistant,
         {**M, "instructions": "x" * 300_000},
-        "Invalid 'instructions': string too long. Expected a string with maximum length 256000, "
-        "but got a string with length 300000 instead.",
+        (
+            "Invalid 'instructions': string too long. Expected a string with maximum length 256000, "
+            "but got a string with length 300000 instead."
+        ),
         "instructions",
         "string_above_max_length",
     ),
     (
         CreateAssistant,
         {**M, "metadata": {str(i): "v" for i in range(17)}},
-        "Invalid 'metadata': too many properties. Expected an object with at most 16 properties, "
-        "but got an object with 17 properties instead.",
+        (
+            "Invalid 'metadata': too many properties. Expected an object with at most 16 properties, "
+            "but got an object with 17 properties instead."
+        ),
         "metadata",
         "object_above_max_properties",
     ),
     (
         CreateAssistant,
         {**M, "metadata": {"k": "v" * 513}},
-        "Invalid 'metadata.k': string too long. Expected a string with maximum length 512, "
-        "but got a string with length 513 instead.",
+        (
+            "Invalid 'metadata.k': string too long. Expected a string with maximum length 512, "
+            "but got a string with length 513 instead."
+        ),
         "metadata.k",
         "string_above_max_length",
     ),
     (
         CreateAssistant,
         {**M, "metadata": {"k" * 65: "v"}},
-        f"Invalid property name in 'metadata': '{'k' * 32}...' is too long. Expected a property name with maximum "
-        "length 64, but got a property name with length 65 instead.",
+        (
+            f"Invalid property name in 'metadata': '{'k' * 32}...' is too long. Expected a property name with maximum "
+            "length 64, but got a property name with length 65 instead."
+        ),
         "metadata",
         "property_name_above_max_length",
     ),
@@ -146,16 +154,20 @@ CASES: list[tuple[type, Any, str, str | None, str | None]] = [
     (
         CreateAssistant,
         {**M, "tools": [{"type": "function", "function": {"name": "no spaces"}}]},
-        "Invalid 'tools[0].function.name': string does not match pattern. Expected a string that matches the pattern "
-        "'^[a-zA-Z0-9_-]+$'.",
+        (
+            "Invalid 'tools[0].function.name': string does not match pattern. Expected a string that matches the pattern "
+            "'^[a-zA-Z0-9_-]+$'."
+        ),
         "tools[0].function.name",
         "invalid_value",
     ),
     (
         CreateAssistant,
         {**M, "tools": [{"type": "code_interpreter"}] * 129},
-        "Invalid 'tools': array too long. Expected an array with maximum length 128, "
-        "but got an array with length 129 instead.",
+        (
+            "Invalid 'tools': array too long. Expected an array with maximum length 128, "
+            "but got an array with length 129 instead."
+        ),
         "tools",
         "array_above_max_length",
     ),

@@ -11,9 +11,10 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from perdure.api.auth import Keys
 from perdure.engine.dispatch import Dispatch
 from perdure.engine.live import Feeds
-from perdure.errors import InvalidRequest, Unauthenticated
+from perdure.errors import InvalidRequest
 from perdure.ids import Clock, Ids
 from perdure.models.names import ModelRegistry
 from perdure.store.db import Database
@@ -35,8 +36,6 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     body_limit_bytes: int
     body_timeout_seconds: float
     require_beta_header: bool
-    open_without_key: bool
-    """Any key is accepted as long as none was made: on loopback only."""
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -49,6 +48,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     clock: Clock
     ids: Ids
     settings: ApiSettings
+    keys: Keys
 
 
 class Call(Generic[B]):
@@ -149,13 +149,3 @@ def _limit(given: str | None) -> int:
     if limit > MOST_PER_PAGE:
         raise number_out_of_range("limit", limit, "integer", "maximum", MOST_PER_PAGE)
     return limit
-
-
-def no_key() -> Unauthenticated:
-    """Return the refusal of a call without a key; the text is recorded."""
-    return Unauthenticated(
-        "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
-        "(i.e. Authorization: Bearer YOUR_KEY), or as the password field (with blank username) if you're accessing the "
-        "API from your browser and are prompted for a username and password. You can obtain an API key from "
-        "https://platform.openai.com/account/api-keys."
-    )

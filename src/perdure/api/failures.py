@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.responses import Response
 
-from perdure.errors import ApiError
+from perdure.errors import ApiError, MethodNotAllowed
 
 DETAILED_PREFIXES = ("/files", "/uploads")
 
@@ -19,7 +19,9 @@ def error_body(failure: ApiError) -> dict[str, Any]:
 
 def failure_response(failure: ApiError) -> Response:
     """Return the answer to a refused call."""
-    headers = {"retry-after": "1"} if failure.status == 503 else None  # noqa: PLR2004
+    headers = {"retry-after": "1"} if failure.status == 503 else {}  # noqa: PLR2004
+    if isinstance(failure, MethodNotAllowed):
+        headers["allow"] = ", ".join(failure.allowed)
     body = msgspec.json.encode({"error": error_body(failure)})
     return Response(body, failure.status, headers, media_type="application/json")
 

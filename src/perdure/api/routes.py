@@ -1,80 +1,166 @@
 """The route table: every operation of the API with its path, its operationId, what it takes and who answers.
 
 The API is mounted at `/v1`, at `/openai/v1` and at `/openai` (Azure's shape); longer prefixes come first.
+`/openapi.json`, at each of them and at the root, describes it.
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
-import msgspec
 from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.types import ASGIApp
 
 from perdure.api import assistants, messages, models, runs, steps, threads
-from perdure.api.call import Context, Handler
+from perdure.api.call import Context
 from perdure.api.door import Endpoint, unknown_path
-from perdure.wire.assistants import CreateAssistant, ModifyAssistant
-from perdure.wire.messages import CreateMessage, ModifyMessage
-from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, SubmitToolOutputs
-from perdure.wire.threads import CreateThread, ModifyThread
+from perdure.api.openapi import Document, Operation
+from perdure.wire.assistants import Assistant, CreateAssistant, ModifyAssistant
+from perdure.wire.kinds import Deleted
+from perdure.wire.messages import CreateMessage, Message, ModifyMessage
+from perdure.wire.models import ModelList, ModelObject
+from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, Run, SubmitToolOutputs
+from perdure.wire.steps import RunStep
+from perdure.wire.threads import CreateThread, ModifyThread, Thread
+
+__all__ = ["MOUNTS", "OPERATIONS", "Operation", "routes"]
 
 MOUNTS = ("/v1", "/openai/v1", "/openai")
 
 
-class Operation(msgspec.Struct, frozen=True):
-    """One operation of the API; `body` is None where no body is read."""
-
-    method: Literal["GET", "POST", "DELETE"]
-    path: str
-    operation_id: str
-    handler: Handler
-    body: type | None = None
-
+NO_FILES = "files and vector stores: naming one is a 404 (the tools are kept and shown, and not offered to the model)"
+NO_SEARCH = "`include[]` is taken and ignored: there is no file search whose results it would add"
 
 OPERATIONS: tuple[Operation, ...] = (
-    Operation("POST", "/threads/{thread_id}/messages", "createMessage", messages.create_message, CreateMessage),
-    Operation("GET", "/threads/{thread_id}/messages", "listMessages", messages.list_messages),
-    Operation("GET", "/threads/{thread_id}/runs/{run_id}", "getRun", runs.get_run),
-    Operation("POST", "/threads/{thread_id}/runs/{run_id}", "modifyRun", runs.modify_run, ModifyRun),
-    Operation("POST", "/threads/{thread_id}/runs", "createRun", runs.create_run, CreateRun),
-    Operation("GET", "/threads/{thread_id}/runs", "listRuns", runs.list_runs),
-    Operation("POST", "/threads/runs", "createThreadAndRun", runs.create_thread_and_run, CreateThreadAndRun),
-    Operation("POST", "/threads", "createThread", threads.create_thread, CreateThread),
-    Operation("GET", "/threads/{thread_id}", "getThread", threads.get_thread),
-    Operation("POST", "/threads/{thread_id}", "modifyThread", threads.modify_thread, ModifyThread),
-    Operation("DELETE", "/threads/{thread_id}", "deleteThread", threads.delete_thread),
-    Operation("GET", "/threads/{thread_id}/messages/{message_id}", "getMessage", messages.get_message),
+    Operation(
+        "POST",
+        "/threads/{thread_id}/messages",
+        "createMessage",
+        messages.create_message,
+        CreateMessage,
+        gives=Message,
+        lacks="attachments and `image_file` parts: naming a file is a 404",
+    ),
+    Operation(
+        "GET",
+        "/threads/{thread_id}/messages",
+        "listMessages",
+        messages.list_messages,
+        gives=Message,
+        page=True,
+        query=("run_id",),
+    ),
+    Operation("GET", "/threads/{thread_id}/runs/{run_id}", "getRun", runs.get_run, gives=Run),
+    Operation("POST", "/threads/{thread_id}/runs/{run_id}", "modifyRun", runs.modify_run, ModifyRun, gives=Run),
+    Operation(
+        "POST",
+        "/threads/{thread_id}/runs",
+        "createRun",
+        runs.create_run,
+        CreateRun,
+        gives=Run,
+        query=("include[]",),
+        lacks=NO_FILES,
+    ),
+    Operation("GET", "/threads/{thread_id}/runs", "listRuns", runs.list_runs, gives=Run, page=True),
+    Operation(
+        "POST",
+        "/threads/runs",
+        "createThreadAndRun",
+        runs.create_thread_and_run,
+        CreateThreadAndRun,
+        gives=Run,
+        lacks=NO_FILES,
+    ),
+    Operation("POST", "/threads", "createThread", threads.create_thread, CreateThread, gives=Thread, lacks=NO_FILES),
+    Operation("GET", "/threads/{thread_id}", "getThread", threads.get_thread, gives=Thread),
+    Operation(
+        "POST",
+        "/threads/{thread_id}",
+        "modifyThread",
+        threads.modify_thread,
+        ModifyThread,
+        gives=Thread,
+        lacks=NO_FILES,
+    ),
+    Operation("DELETE", "/threads/{thread_id}", "deleteThread", threads.delete_thread, gives=Deleted),
+    Operation("GET", "/threads/{thread_id}/messages/{message_id}", "getMessage", messages.get_message, gives=Message),
     Operation(
         "POST",
         "/threads/{thread_id}/messages/{message_id}",
         "modifyMessage",
         messages.modify_message,
         ModifyMessage,
+        gives=Message,
     ),
-    Operation("DELETE", "/threads/{thread_id}/messages/{message_id}", "deleteMessage", messages.delete_message),
-    Operation("POST", "/threads/{thread_id}/runs/{run_id}/cancel", "cancelRun", runs.cancel_run),
+    Operation(
+        "DELETE",
+        "/threads/{thread_id}/messages/{message_id}",
+        "deleteMessage",
+        messages.delete_message,
+        gives=Deleted,
+    ),
+    Operation("POST", "/threads/{thread_id}/runs/{run_id}/cancel", "cancelRun", runs.cancel_run, gives=Run),
     Operation(
         "POST",
         "/threads/{thread_id}/runs/{run_id}/submit_tool_outputs",
         "submitToolOuputsToRun",
         runs.submit_tool_ouputs_to_run,
         SubmitToolOutputs,
+        gives=Run,
     ),
-    Operation("GET", "/threads/{thread_id}/runs/{run_id}/steps", "listRunSteps", steps.list_run_steps),
-    Operation("GET", "/threads/{thread_id}/runs/{run_id}/steps/{step_id}", "getRunStep", steps.get_run_step),
-    Operation("POST", "/assistants", "createAssistant", assistants.create_assistant, CreateAssistant),
-    Operation("GET", "/assistants", "listAssistants", assistants.list_assistants),
-    Operation("GET", "/assistants/{assistant_id}", "getAssistant", assistants.get_assistant),
-    Operation("POST", "/assistants/{assistant_id}", "modifyAssistant", assistants.modify_assistant, ModifyAssistant),
-    Operation("DELETE", "/assistants/{assistant_id}", "deleteAssistant", assistants.delete_assistant),
-    Operation("GET", "/models", "listModels", models.list_models),
-    Operation("GET", "/models/{model:path}", "retrieveModel", models.retrieve_model),
-    Operation("DELETE", "/models/{model:path}", "deleteModel", models.delete_model),
+    Operation(
+        "GET",
+        "/threads/{thread_id}/runs/{run_id}/steps",
+        "listRunSteps",
+        steps.list_run_steps,
+        gives=RunStep,
+        page=True,
+        query=("include[]",),
+        lacks=NO_SEARCH,
+    ),
+    Operation(
+        "GET",
+        "/threads/{thread_id}/runs/{run_id}/steps/{step_id}",
+        "getRunStep",
+        steps.get_run_step,
+        gives=RunStep,
+        query=("include[]",),
+        lacks=NO_SEARCH,
+    ),
+    Operation(
+        "POST",
+        "/assistants",
+        "createAssistant",
+        assistants.create_assistant,
+        CreateAssistant,
+        gives=Assistant,
+        lacks=NO_FILES,
+    ),
+    Operation("GET", "/assistants", "listAssistants", assistants.list_assistants, gives=Assistant, page=True),
+    Operation("GET", "/assistants/{assistant_id}", "getAssistant", assistants.get_assistant, gives=Assistant),
+    Operation(
+        "POST",
+        "/assistants/{assistant_id}",
+        "modifyAssistant",
+        assistants.modify_assistant,
+        ModifyAssistant,
+        gives=Assistant,
+        lacks=NO_FILES,
+    ),
+    Operation("DELETE", "/assistants/{assistant_id}", "deleteAssistant", assistants.delete_assistant, gives=Deleted),
+    Operation("GET", "/models", "listModels", models.list_models, gives=ModelList),
+    Operation("GET", "/models/{model:path}", "retrieveModel", models.retrieve_model, gives=ModelObject),
+    Operation(
+        "DELETE",
+        "/models/{model:path}",
+        "deleteModel",
+        models.delete_model,
+        lacks="there are no fine-tuned models to delete: always a 400, or a 404 for an unknown name",
+    ),
 )
 
 
-def routes(context: Context) -> Router:
-    """Return the router with the API at all its mounts."""
+def routes(context: Context, beyond: ASGIApp = unknown_path) -> Router:
+    """Return the router with the API at all its mounts. `beyond` gets every path at them that is not in the table."""
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
@@ -82,9 +168,10 @@ def routes(context: Context) -> Router:
         Route(path, Endpoint(context, {method: (one.handler, one.body) for method, one in methods.items()}))
         for path, methods in sorted(by_path.items(), key=lambda item: _rank(item[0]))
     ]
-    api = Router(endpoints, redirect_slashes=False, default=unknown_path)
-    mounts = [Mount(prefix, app=api) for prefix in sorted(MOUNTS, key=len, reverse=True)]
-    return Router([Route("/health", Endpoint(context, {}, health=True)), *mounts], default=unknown_path)
+    document = Route("/openapi.json", Document(OPERATIONS, MOUNTS))
+    api = Router([document, *endpoints], redirect_slashes=False, default=beyond)
+    mounts = [Mount(prefix, app=api) for prefix in MOUNTS]
+    return Router([Route("/health", Endpoint(context, {}, health=True)), document, *mounts], default=unknown_path)
 
 
 def _rank(path: str) -> int:

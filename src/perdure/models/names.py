@@ -81,11 +81,11 @@ class ModelRegistry:
 
     async def resolve(self, requested: str) -> Choice:
         """Return who answers to a name, and the name to send. Raises RunFailure when there is no model at all."""
-        mapped = _mapped(self._map, requested)
+        mapped = map_name(self._map, requested)
         name = requested if mapped is None else mapped
         found = await self._find(name)
         if found is None and mapped is None and self._default is not None:
-            mapped_default = _mapped(self._map, self._default)
+            mapped_default = map_name(self._map, self._default)
             name = self._default if mapped_default is None else mapped_default
             found = await self._find(name)
             self._say_once(requested, f"the default model '{name}'")
@@ -164,7 +164,7 @@ class ModelRegistry:
             listing.until = self._clock.now() + keep
 
 
-def _mapped(model_map: Mapping[str, str], name: str) -> str | None:
+def map_name(model_map: Mapping[str, str], name: str) -> str | None:
     """Return the target of the exact name, else of the first pattern that fits."""
     if name in model_map:
         return model_map[name]

@@ -35,6 +35,25 @@ def insert_messages(messages: list[Message]) -> Operation[None]:
         )
 
 
+def insert_message_if_free(message: Message) -> Operation[bool]:
+    """Store a message unless a run locks its thread; the caller holds the thread's lock. Return whether it was stored.
+
+    One statement instead of a look and an insert: adding a message is what programs do most.
+    """
+    written = yield Do(
+        "INSERT INTO messages (id, thread_id, run_id, role, status, created_at, body) "
+        "SELECT $1, $2, NULL, $3, $4, CAST($5 AS BIGINT), $6 WHERE NOT EXISTS (SELECT 1 FROM runs WHERE thread_id = $2 "
+        "AND status IN ('queued', 'in_progress', 'requires_action', 'cancelling'))",
+        message.id,
+        message.thread_id,
+        message.role,
+        message.status,
+        message.created_at,
+        encode(message),
+    )
+    return bool(written)
+
+
 def write_message(message: Message) -> Operation[None]:
     """Write a message over its old self; if it was deleted meanwhile it stays deleted."""
     yield Do("UPDATE messages SET status = $2, body = $3 WHERE id = $1", message.id, message.status, encode(message))

@@ -10,7 +10,7 @@ from perdure.errors import InvalidRequest
 from perdure.store.assistants import get_assistant
 from perdure.store.db import Operation
 from perdure.store.event_log import Draft, number_events
-from perdure.store.messages import has_user_message, insert_messages
+from perdure.store.messages import has_user_message, insert_message_if_free, insert_messages
 from perdure.store.runs import RunRow, find_active_run, insert_run, lock_run, write_move
 from perdure.store.steps import list_open_steps, write_step
 from perdure.store.threads import get_thread_body, insert_thread
@@ -34,10 +34,9 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
 def add_message(message: Message, project_id: str) -> Operation[None]:
     """Store a client's message. Raises NotFound, and InvalidRequest while a run locks the thread."""
     yield from get_thread_body(message.thread_id, project_id, lock=True)
-    active = yield from find_active_run(message.thread_id)
-    if active:
+    if not (yield from insert_message_if_free(message)):
+        active = yield from find_active_run(message.thread_id)
         raise InvalidRequest(f"Can't add messages to {message.thread_id} while a run {active} is active.")
-    yield from insert_messages([message])
 
 
 def create_run(body: CreateRun, birth: Birth) -> Operation[Run]:

@@ -65,11 +65,18 @@ class Attachment(Body, kw_only=True):
     tools: list[AttachmentTool] | None = None
 
 
+# Empty content is refused where a message is made, in a text of its own; here it is only said in the JSON schema.
+NewContent = (
+    Annotated[Text, Meta(extra_json_schema={"minLength": 1})]
+    | Annotated[list[NewPart], Meta(extra_json_schema={"minItems": 1})]
+)
+
+
 class CreateMessage(Body, kw_only=True):
     """POST /threads/{id}/messages, and the messages of a new thread or run."""
 
     role: Role
-    content: Text | list[NewPart]
+    content: NewContent
     attachments: list[Attachment] | None = None
     metadata: Metadata | None = None
 

@@ -60,7 +60,8 @@ def walk(value: Any, wanted: inspect.Type, path: str) -> None:
     if isinstance(wanted, inspect.Metadata):
         walk(value, wanted.type, path)
         return
-    choices = list(wanted.types) if isinstance(wanted, inspect.UnionType) else [wanted]
+    union = wanted.types if isinstance(wanted, inspect.UnionType) else [wanted]
+    choices = [_bare(one) for one in union]
     fitting = [choice for choice in choices if _same_kind(value, choice)]
     if not fitting:
         raise _wrong_type(value, choices, path)
@@ -72,6 +73,11 @@ def walk(value: Any, wanted: inspect.Type, path: str) -> None:
         _walk_string(value, fitting, path)
     elif isinstance(value, int | float) and not isinstance(value, bool):
         _walk_number(value, fitting[0], path)
+
+
+def _bare(wanted: inspect.Type) -> inspect.Type:
+    """Return a type without what only its JSON schema says of it."""
+    return wanted.type if isinstance(wanted, inspect.Metadata) else wanted
 
 
 def _same_kind(value: Any, wanted: inspect.Type) -> bool:
@@ -257,7 +263,8 @@ def _wrong_type(value: Any, choices: list[inspect.Type], path: str) -> ApiError:
 
 def _expected(wanted: inspect.Type) -> str:
     if isinstance(wanted, inspect.ListType):
-        item = wanted.item_type.types[0] if isinstance(wanted.item_type, inspect.UnionType) else wanted.item_type
+        item = _bare(wanted.item_type)
+        item = item.types[0] if isinstance(item, inspect.UnionType) else item
         return "an array of strings" if isinstance(item, inspect.StrType) else "an array of objects"
     names: dict[type, str] = {
         inspect.StrType: "a string",

@@ -1,0 +1,339 @@
+"""/openapi.json: what the server really takes and gives, written out of the route table and the wire's structs.
+
+Rules: nothing is described by hand that a struct or an error class already says. The document is made once, when it is
+first asked for; asking for it needs no key.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, cast, get_args
+
+import msgspec
+from msgspec import UnsetType
+from starlette.types import Receive, Scope, Send
+
+from perdure import __version__
+from perdure.api.call import MOST_PER_PAGE, Handler, answer
+from perdure.api.failures import ServerFault
+from perdure.errors import (
+    ApiError,
+    BodyTooLarge,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    RequestTimeout,
+    Unauthenticated,
+    Unavailable,
+)
+from perdure.ids import PREFIXES
+from perdure.wire.events import EventName, MessageDelta, StepDelta
+from perdure.wire.kinds import Object
+from perdure.wire.messages import Message
+from perdure.wire.page import PageQuery
+from perdure.wire.runs import Run
+from perdure.wire.steps import RunStep
+from perdure.wire.threads import Thread
+
+Json = dict[str, Any]
+
+DESCRIPTION = """\
+The OpenAI Assistants API (v2), self-hosted. Unknown fields of a body are refused, unknown query parameters and headers
+are ignored, and an empty query value counts as absent. `OpenAI-Beta: assistants=v2` may be sent and may be left out,
+unless the server was told to demand it; `assistants=v1` is answered in the shapes of v1 as far as they map. Streams are
+server-sent events; `x-events` says what each of them carries."""
+
+
+class Operation(msgspec.Struct, frozen=True):
+    """One operation of the API.
+
+    `body` is None where no body is read, `gives` is what a 200 carries, or a page of it, and None where there never is
+    one. `lacks` says where it falls short of the hosted operation.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
+    path: str
+    operation_id: str
+    handler: Handler
+    body: type | None = None
+    gives: type | None = None
+    page: bool = False
+    query: tuple[Literal["run_id", "include[]"], ...] = ()
+    lacks: str = ""
+
+    @property
+    def streams(self) -> bool:
+        """Whether the body can ask for a stream."""
+        return self.body is not None and any(one.name == "stream" for one in msgspec.structs.fields(self.body))
+
+    @property
+    def plain_path(self) -> str:
+        """The path without the router's marks."""
+        return self.path.replace(":path}", "}")
+
+
+class ErrorBody(Object, forbid_unknown_fields=True, kw_only=True):
+    """Why a call was refused; all four keys are always there."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorAnswer(Object, forbid_unknown_fields=True, kw_only=True):
+    """The answer to a refused call."""
+
+    error: ErrorBody
+
+
+class ErrorEvent(ErrorBody, kw_only=True):
+    """data of `error`: the error for both kinds of clients, flat and nested."""
+
+    error: ErrorBody
+
+
+class Document:
+    """The ASGI application that answers /openapi.json."""
+
+    def __init__(self, operations: Sequence[Operation], mounts: Sequence[str]) -> None:
+        self._operations = operations
+        self._mounts = mounts
+        self._made: bytes | None = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer. Raises MethodNotAllowed."""
+        if scope["method"] not in {"GET", "HEAD"}:
+            raise MethodNotAllowed(scope["method"], scope["path"], ["GET"])
+        if self._made is None:
+            self._made = msgspec.json.encode(openapi_document(self._operations, self._mounts))
+        await answer(self._made)(scope, receive, send)
+
+
+def openapi_document(operations: Sequence[Operation], mounts: Sequence[str]) -> Json:
+    """Return the OpenAPI 3.1 document."""
+    paths: dict[str, Json] = {}
+    for operation in operations:
+        paths.setdefault(operation.plain_path, {})[operation.method.lower()] = _operation(operation)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Perdure",
+            "version": __version__,
+            "description": DESCRIPTION,
+            "license": {"name": "MIT", "identifier": "MIT"},
+        },
+        "servers": [{"url": mount} for mount in mounts],
+        "security": [{"bearer": []}, {"basic": []}, {"apiKey": []}],
+        "paths": paths,
+        "components": {
+            "schemas": _schemas(operations),
+            "responses": {kind.__name__: _refusal(kind) for kind in _refusals()},
+            "parameters": {name: _query_parameter(name) for name in _QUERY},
+            "headers": {name: {"description": text, "schema": {"type": kind}} for name, text, kind in _HEADERS},
+            "securitySchemes": {
+                "bearer": {"type": "http", "scheme": "bearer"},
+                "basic": {"type": "http", "scheme": "basic", "description": "No user name; the key as password."},
+                "apiKey": {"type": "apiKey", "in": "header", "name": "api-key", "description": "Azure's header."},
+            },
+        },
+    }
+
+
+# -- operations
+
+_HEADERS = (
+    ("x-request-id", "Finds the call in the server's log.", "string"),
+    ("openai-poll-after-ms", "When to ask for the run again, in milliseconds.", "string"),
+)
+
+
+def _operation(operation: Operation) -> Json:
+    described: Json = {
+        "operationId": operation.operation_id,
+        "summary": _summary(operation.operation_id),
+        "tags": [operation.path.split("/")[1]],
+        "parameters": [*_path_parameters(operation), *_query_parameters(operation)],
+        "responses": _answers(operation),
+    }
+    if operation.lacks:
+        described["description"] = f"Differs from the hosted operation: {operation.lacks}."
+    if operation.body is not None:
+        needed = any(field.required for field in msgspec.structs.fields(operation.body))
+        described["requestBody"] = {
+            "required": needed,
+            "content": {"application/json": {"schema": _ref(operation.body)}},
+        }
+    return described
+
+
+def _summary(operation_id: str) -> str:
+    """`getRunStep` becomes `Get run step`."""
+    return re.sub("[A-Z]", lambda letter: f" {letter[0].lower()}", operation_id).capitalize()
+
+
+def _path_parameters(operation: Operation) -> Iterator[Json]:
+    for name in re.findall(r"\{(\w+)", operation.path):
+        schema: Json = {"type": "string", "minLength": 1}
+        if name in PREFIXES:
+            schema["pattern"] = f"^{PREFIXES[name]}"
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+_QUERY: dict[str, Json] = {
+    "limit": {"type": "integer", "minimum": 1, "maximum": MOST_PER_PAGE, "default": PageQuery().limit},
+    "order": {"type": "string", "enum": ["asc", "desc"], "default": PageQuery().order},
+    "after": {"type": "string"},
+    "before": {"type": "string"},
+    "run_id": {"type": "string", "pattern": f"^({PREFIXES['run_id']}.*)?$"},
+    "include[]": {"type": "array", "items": {"type": "string"}},
+}
+_QUERY_TEXTS = {
+    "limit": "How many objects a page holds at most.",
+    "order": "By creation; newest first is `desc`.",
+    "after": "The id after which the page begins.",
+    "before": "The id before which the page ends.",
+    "run_id": "Only what this run wrote.",
+    "include[]": "Taken and ignored as long as there is no file search.",
+}
+
+
+def _query_parameter(name: str) -> Json:
+    return {"name": name, "in": "query", "description": _QUERY_TEXTS[name], "schema": _QUERY[name]}
+
+
+def _query_parameters(operation: Operation) -> Iterator[Json]:
+    names = (*(PageQuery.__struct_fields__ if operation.page else ()), *operation.query)
+    for name in names:
+        yield {"$ref": f"#/components/parameters/{name}"}
+
+
+# -- answers
+
+
+def _answers(operation: Operation) -> Json:
+    answers: Json = {} if operation.gives is None else {"200": _success(operation)}
+    for kind in _refusals():
+        if _can_be_refused(operation, kind):
+            answers[str(kind.status)] = {"$ref": f"#/components/responses/{kind.__name__}"}
+    return answers
+
+
+def _success(operation: Operation) -> Json:
+    assert operation.gives is not None  # noqa: S101  # the caller looked
+    schema = {"$ref": f"#/components/schemas/{_page_name(operation)}"} if operation.page else _ref(operation.gives)
+    content: Json = {"application/json": {"schema": schema}}
+    if operation.streams:
+        content["text/event-stream"] = {"schema": {"type": "string"}, "x-events": _events()}
+    headers = {"x-request-id": _header("x-request-id")}
+    if operation.gives is Run and not operation.page:
+        headers["openai-poll-after-ms"] = _header("openai-poll-after-ms")
+    return {"description": "Done.", "headers": headers, "content": content}
+
+
+def _header(name: str) -> Json:
+    return {"$ref": f"#/components/headers/{name}"}
+
+
+def _events() -> Json:
+    """Return the schema of each event's data; `done` carries `[DONE]`, which is no JSON."""
+    events = {name: _ref(_event_type(name)) for name in get_args(EventName)}
+    return {**events, "error": _ref(ErrorEvent), "done": {"const": "[DONE]"}}
+
+
+def _event_type(name: str) -> type:
+    deltas = {"thread.run.step.delta": StepDelta, "thread.message.delta": MessageDelta, "thread.created": Thread}
+    if name in deltas:
+        return deltas[name]
+    kinds = {"thread.run.step.": RunStep, "thread.message.": Message, "thread.run.": Run}
+    return next(kind for prefix, kind in kinds.items() if name.startswith(prefix))
+
+
+def _refusals() -> tuple[type[ApiError], ...]:
+    return (
+        InvalidRequest,
+        Unauthenticated,
+        NotFound,
+        MethodNotAllowed,
+        RequestTimeout,
+        BodyTooLarge,
+        ServerFault,
+        Unavailable,
+    )
+
+
+def _can_be_refused(operation: Operation, kind: type[ApiError]) -> bool:
+    if kind is NotFound:
+        return "{" in operation.path or operation.body is not None
+    if kind in {RequestTimeout, BodyTooLarge}:
+        return operation.method == "POST"
+    return True
+
+
+def _refusal(kind: type[ApiError]) -> Json:
+    text = re.sub(r"^\d+: ", "", str(kind.__doc__).partition("\n")[0])
+    return {
+        "description": text[0].upper() + text[1:],
+        "headers": {"x-request-id": _header("x-request-id")},
+        "content": {"application/json": {"schema": _ref(ErrorAnswer)}},
+    }
+
+
+# -- schemas
+
+
+def _ref(kind: type) -> Json:
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}
+
+
+def _page_name(operation: Operation) -> str:
+    assert operation.gives is not None  # noqa: S101  # a page is of something
+    return f"{operation.gives.__name__}Page"
+
+
+def _schemas(operations: Sequence[Operation]) -> Json:
+    kinds: list[type] = [ErrorAnswer, ErrorEvent, MessageDelta, StepDelta]
+    for operation in operations:
+        kinds += [kind for kind in (operation.body, operation.gives) if kind is not None]
+    _, schemas = msgspec.json.schema_components(list(dict.fromkeys(kinds)), ref_template="#/components/schemas/{name}")
+    for schema in schemas.values():
+        schema["description"] = inspect.cleandoc(schema["description"])
+    for kind in _outgoing(Object):
+        if kind.__name__ in schemas:
+            _require_what_is_sent(schemas[kind.__name__], kind)
+    for operation in operations:
+        if operation.page:
+            schemas[_page_name(operation)] = _page_schema(cast("type", operation.gives))
+    return schemas
+
+
+def _outgoing(kind: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
+    for below in kind.__subclasses__():
+        yield below
+        yield from _outgoing(below)
+
+
+def _require_what_is_sent(schema: Json, kind: type[msgspec.Struct]) -> None:
+    """Require every field: a default makes it optional on its way in; on its way out it is always there."""
+    sent = [one.encode_name for one in msgspec.structs.fields(kind) if UnsetType not in get_args(one.type)]
+    schema["required"] = list(dict.fromkeys([*schema["required"], *sent]))
+
+
+def _page_schema(kind: type) -> Json:
+    cursor = {"anyOf": [{"type": "string"}, {"type": "null"}]}
+    properties = {
+        "object": {"enum": ["list"]},
+        "data": {"type": "array", "items": _ref(kind), "maxItems": MOST_PER_PAGE},
+        "first_id": cursor,
+        "last_id": cursor,
+        "has_more": {"type": "boolean"},
+    }
+    return {
+        "title": f"{kind.__name__}Page",
+        "description": "One page of a list.",
+        "type": "object",
+        "properties": properties,
+        "required": list(properties),
+    }
