@@ -1,7 +1,7 @@
 """Starting the real server for tests: in a thread of this process, or as a process of its own.
 
-Both bind a free loopback port and are ended by whoever started them. Settings come as keyword arguments; the environment
-of the test run never leaks in.
+Both bind a free loopback port and are ended by whoever started them. Settings come as keyword arguments; the
+environment of the test run never leaks in.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import Any
 import openai
 
 from perdure.app import open_server, run_loop
+from perdure.models.scripted import serving
 from perdure.settings import Settings, read_settings
 
 
@@ -33,6 +34,7 @@ class Client(openai.OpenAI):
 @contextmanager
 def running_server(data: Path, **settings: Any) -> Iterator[str]:
     """Serve from a thread of this process; yields the base URL. The built-in model is the scripted one."""
+    assert set(settings) <= set(Settings.model_fields), "a test names an unknown setting"
     given = read_settings(**{"builtin_model": "scripted", "port": 0, "data": data, **settings})
     started = threading.Event()
     state: dict[str, Any] = {}
@@ -49,7 +51,7 @@ def running_server(data: Path, **settings: Any) -> Iterator[str]:
     def target() -> None:
         try:
             run_loop(main)
-        except BaseException as failure:  # handed to the test's own thread
+        except BaseException as failure:  # noqa: BLE001  # handed to the test's own thread
             state["failure"] = failure
         finally:
             started.set()
@@ -125,3 +127,28 @@ def server_process(data: Path, **settings: Any) -> Iterator[ServerProcess]:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def upstream_of(app: Any) -> Iterator[str]:
+    """Serve an application, a `ScriptedServer` say, from a thread; yields the base URL, ending in /v1."""
+    started = threading.Event()
+    state: dict[str, Any] = {}
+
+    async def main() -> None:
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        state["end"] = lambda: loop.call_soon_threadsafe(stop.set)
+        async with serving(app) as url:
+            state["url"] = url
+            started.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=run_loop, args=(main,))
+    thread.start()
+    assert started.wait(30)
+    try:
+        yield state["url"]
+    finally:
+        state["end"]()
+        thread.join(30)

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from perdure.errors import OperatorError
 
 CONFIG_FILE = "perdure.toml"
-MAPPINGS = {"upstreams", "model_map"}
+MAPPINGS = {"upstreams", "model_map", "context_tokens"}
 """Settings that are written as JSON in flags and variables."""
 
 
@@ -81,6 +81,11 @@ class Settings(BaseSettings):
         "*",
         description="Paths that Perdure does not serve itself and passes through to the upstream: patterns such as "
         "`chat/completions,embeddings,images/*`; `none` passes nothing.",
+    )
+    context_tokens: dict[str, PositiveInt] = Field(
+        default_factory=dict,
+        description="Context of upstream models, prompt and answer together, in tokens: a number for all, or by name "
+        'and pattern: `{"gpt-4*": 128000, "*": 32768}`. First match wins. Unset: threads are not cut to a context.',
     )
     default_model: str | None = Field(None, description="Model for every name that is not known here.")
     model_map: dict[str, str] = Field(
@@ -146,6 +151,11 @@ class Settings(BaseSettings):
         if value is not None and urlsplit(value).scheme not in {"postgresql", "postgres"}:
             raise ValueError(f"'{value}' is not a postgresql:// URL; leave it unset for SQLite in the data folder")
         return value
+
+    @field_validator("context_tokens", mode="before")
+    @classmethod
+    def _one_for_all(cls, value: Any) -> Any:
+        return {"*": value} if isinstance(value, int | str) and not isinstance(value, bool) else value
 
     @field_validator("upstreams")
     @classmethod

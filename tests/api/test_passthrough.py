@@ -7,7 +7,6 @@ import http.client
 import json
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -17,13 +16,13 @@ import msgspec
 import openai
 import pytest
 
-from perdure.app import open_database, run_loop
+from perdure.app import open_database
 from perdure.models.embeddings import embedder_installed
-from perdure.models.scripted import Script, ScriptedServer, serving
+from perdure.models.scripted import Script, ScriptedServer
 from perdure.settings import read_settings
 from perdure.store.keys import DEFAULT_PROJECT, KeyRow, hash_key, insert_key
 from tests.api.scenes import refused, text_of
-from tests.server import Client, running_server
+from tests.server import Client, running_server, upstream_of
 
 KEY = "sk-upstream-secret-0123456789"
 OURS = "sk-perdure-own-key-987654321"
@@ -103,31 +102,6 @@ class Echo:
             await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
         finally:
             gone.cancel()
-
-
-@contextmanager
-def upstream_of(app: Any) -> Iterator[str]:
-    """Serve an application from a thread."""
-    started = threading.Event()
-    state: dict[str, Any] = {}
-
-    async def main() -> None:
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        state["end"] = lambda: loop.call_soon_threadsafe(stop.set)
-        async with serving(app) as url:
-            state["url"] = url
-            started.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=run_loop, args=(main,))
-    thread.start()
-    assert started.wait(30)
-    try:
-        yield state["url"]
-    finally:
-        state["end"]()
-        thread.join(30)
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,18 @@ from perdure.engine.dispatch import LocalDispatch
 from perdure.engine.live import Feeds
 from perdure.engine.worker import Worker, WorkerSettings
 from perdure.ids import RandomIds
-from perdure.models.base import Finished, FinishReason, Model, ModelPiece, ModelRequest, ModelUsage, TextDelta
+from perdure.models.base import (
+    Capacity,
+    Finished,
+    FinishReason,
+    Model,
+    ModelPiece,
+    ModelRequest,
+    ModelUsage,
+    TextDelta,
+)
 from perdure.models.names import ModelRegistry
+from perdure.models.tokens import TokenCounter
 from perdure.store.assistants import insert_assistant
 from perdure.store.bodies import read_extra, read_message, read_run, read_step
 from perdure.store.db import Database, Operation, Row, Rows
@@ -85,6 +95,10 @@ class HandModel:
 
     def __init__(self) -> None:
         self.played: list[Played] = []
+
+    def capacity(self, model: str) -> Capacity:
+        del model
+        return Capacity(counter=TokenCounter())
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelPiece, None]:
         one = Played(request)

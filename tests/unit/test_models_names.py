@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from perdure.errors import RunFailure
-from perdure.models.base import ModelPiece, ModelRequest
+from perdure.models.base import Capacity, ModelPiece, ModelRequest
 from perdure.models.names import ModelRegistry
 
 
@@ -36,6 +36,9 @@ class ListedModel:
         if self.failure is not None:
             raise self.failure
         return self.names
+
+    def capacity(self, model: str) -> Capacity:
+        raise AssertionError(f"a registry does not ask what {model} takes")
 
     async def warm_up(self) -> None:
         raise AssertionError("a registry warms nothing up")

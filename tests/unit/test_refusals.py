@@ -155,8 +155,8 @@ CASES: list[tuple[type, Any, str, str | None, str | None]] = [
         CreateAssistant,
         {**M, "tools": [{"type": "function", "function": {"name": "no spaces"}}]},
         (
-            "Invalid 'tools[0].function.name': string does not match pattern. Expected a string that matches the pattern "
-            "'^[a-zA-Z0-9_-]+$'."
+            "Invalid 'tools[0].function.name': string does not match pattern. Expected a string that matches the "
+            "pattern '^[a-zA-Z0-9_-]+$'."
         ),
         "tools[0].function.name",
         "invalid_value",
@@ -221,6 +221,12 @@ def test_deep_nesting_is_refused() -> None:
     body = b'{"model":"m","tools":[{"type":"function","function":{"name":"f","parameters":' + deep + b"}}]}"
     with pytest.raises(InvalidRequest, match="nested too deeply"):
         decode_body(msgspec.json.Decoder(CreateAssistant), body)
+
+
+def test_a_newline_at_the_end_of_a_name_is_refused() -> None:
+    body = {**M, "tools": [{"type": "function", "function": {"name": "f\n"}}]}
+    with pytest.raises(InvalidRequest, match="does not match pattern"):
+        decode_body(msgspec.json.Decoder(CreateAssistant), json.dumps(body).encode())
 
 
 def test_no_body_counts_as_an_empty_object() -> None:

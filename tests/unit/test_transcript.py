@@ -12,6 +12,11 @@ from perdure.wire.runs import Run
 from perdure.wire.steps import RunStep
 
 
+def chat_of(run: Run, messages: list[Message], steps: list[RunStep]) -> list[dict[str, Any]]:
+    """The three parts in one list."""
+    return [shown for part in transcript(run, messages, steps) for shown in part]
+
+
 def run(**fields: Any) -> Run:
     given = {
         "id": "run_now",
@@ -100,19 +105,19 @@ def contents(chat: list[dict[str, Any]]) -> list[Any]:
 
 def test_instructions_come_first_then_the_thread_in_its_order() -> None:
     thread = [message("one"), own("two", run_id="run_before"), message("three")]
-    assert transcript(run(), thread, []) == [
+    assert chat_of(run(), thread, []) == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "one"},
         {"role": "assistant", "content": "two"},
         {"role": "user", "content": "three"},
     ]
-    assert contents(transcript(run(instructions=""), thread, [])) == ["one", "two", "three"]
+    assert contents(chat_of(run(instructions=""), thread, [])) == ["one", "two", "three"]
 
 
 def test_calls_stand_where_the_run_made_them_each_followed_by_its_output() -> None:
     messages = [message("question"), own("first"), own("last")]
     steps = [wrote("first"), called(("call_1", "sunny"), ("call_2", None)), wrote("last")]
-    chat = transcript(run(), messages, steps)
+    chat = chat_of(run(), messages, steps)
     assert [one["role"] for one in chat] == ["system", "user", "assistant", "assistant", "tool", "tool", "assistant"]
     function = {"name": "f", "arguments": "{}"}
     assert chat[3] == {
@@ -132,11 +137,11 @@ def test_calls_stand_where_the_run_made_them_each_followed_by_its_output() -> No
 def test_what_the_run_has_not_finished_is_not_shown() -> None:
     messages = [message("question"), own("half", status="incomplete")]
     steps = [wrote("half", "failed"), called(("call_1", None), status="cancelled")]
-    assert contents(transcript(run(), messages, steps)) == ["Be brief.", "question"]
+    assert contents(chat_of(run(), messages, steps)) == ["Be brief.", "question"]
 
 
 def test_a_deleted_message_of_the_run_is_left_out() -> None:
-    assert contents(transcript(run(), [message("question")], [wrote("gone")])) == ["Be brief.", "question"]
+    assert contents(chat_of(run(), [message("question")], [wrote("gone")])) == ["Be brief.", "question"]
 
 
 def test_a_false_start_of_an_earlier_run_is_not_shown_but_a_last_word_is() -> None:
@@ -144,13 +149,13 @@ def test_a_false_start_of_an_earlier_run_is_not_shown_but_a_last_word_is() -> No
     begun_anew = own("begun anew", run_id="run_a")
     broken_off = own("broken off", run_id="run_b", status="incomplete")
     thread = [message("one"), false_start, begun_anew, message("two"), broken_off]
-    assert contents(transcript(run(instructions=""), thread, [])) == ["one", "begun anew", "two", "broken off"]
+    assert contents(chat_of(run(instructions=""), thread, [])) == ["one", "begun anew", "two", "broken off"]
 
 
 def test_truncation_counts_the_threads_messages_and_spares_instructions_and_the_run() -> None:
     strategy = {"type": "last_messages", "last_messages": 2}
     thread = [message("one"), message("two"), message("three"), own("mine")]
-    chat = transcript(run(truncation_strategy=strategy), thread, [wrote("mine")])
+    chat = chat_of(run(truncation_strategy=strategy), thread, [wrote("mine")])
     assert contents(chat) == ["Be brief.", "two", "three", "mine"]
 
 
@@ -163,7 +168,7 @@ def test_parts() -> None:
         own("c", run_id="run_before", content=[refusal]),
         own("d", run_id="run_before", content=[]),
     ]
-    assert contents(transcript(run(instructions=""), thread, [])) == [
+    assert contents(chat_of(run(instructions=""), thread, [])) == [
         "one\ntwo",
         [{"type": "text", "text": "look"}, picture],
         "No.",

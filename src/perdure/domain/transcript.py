@@ -7,7 +7,7 @@ began it anew. Nothing here counts tokens.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from perdure.wire.messages import ContentPart, ImageUrlPart, Message, RefusalPart, TextPart
 from perdure.wire.runs import Run
@@ -17,21 +17,27 @@ from perdure.wire.tools import FunctionTool
 ChatMessage = dict[str, Any]
 
 
-def transcript(run: Run, messages: list[Message], steps: list[RunStep]) -> list[ChatMessage]:
+class Transcript(NamedTuple):
+    """Chat messages for the next turn, oldest first, in three parts of which only the middle one may be cut."""
+
+    instructions: list[ChatMessage]
+    thread: list[ChatMessage]
+    own: list[ChatMessage]
+    """What this run has said, called and been answered."""
+
+
+def transcript(run: Run, messages: list[Message], steps: list[RunStep]) -> Transcript:
     """Return chat messages for the next turn.
 
     `messages` are the thread's, oldest first; `steps` are the run's, oldest first.
     """
     own = {message.id: message for message in messages if message.run_id == run.id}
     thread = [message for message in messages if message.run_id != run.id]
-    chat: list[ChatMessage] = []
-    if run.instructions:
-        chat.append({"role": "system", "content": run.instructions})
-    chat.extend(shown for message in _truncated(run, _without_false_starts(thread)) if (shown := _shown(message)))
-    for step in steps:
-        if step.status == "completed":
-            chat.extend(_shown_step(step, own))
-    return chat
+    return Transcript(
+        [{"role": "system", "content": run.instructions}] if run.instructions else [],
+        [shown for message in _truncated(run, _without_false_starts(thread)) if (shown := _shown(message))],
+        [shown for step in steps if step.status == "completed" for shown in _shown_step(step, own)],
+    )
 
 
 def function_tools(run: Run) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ after its commit only. Writes of one run never overlap, and are never broken off
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -232,6 +232,12 @@ class Recorder:
         change.incomplete = IncompleteRun(reason="max_completion_tokens") if change.to == "incomplete" else None
         await self._record(change)
 
+    async def end_incomplete(self, reason: Literal["max_completion_tokens", "max_prompt_tokens"], extra: Extra) -> None:
+        """End the run because a cap leaves no room for another model call; there is nothing to say in a message."""
+        await self._record(
+            Change(to="incomplete", incomplete=IncompleteRun(reason=reason), usage=extra.usage, extra=extra)
+        )
+
     def _closed_message(self, usage: Usage | None, cut: IncompleteReason | None) -> Change:
         now = int(self._clock.now())
         assert self._message is not None  # noqa: S101  # the callers have seen to it
@@ -290,10 +296,12 @@ class Recorder:
 
     async def require_action(self, extra: Extra) -> None:
         """Let the program answer the calls: the step stays open and nobody holds the run."""
-        calls, self._calls = self._calls, None
+        calls = self._calls
         assert calls is not None  # noqa: S101  # a turn that ends in calls has begun them
         done: list[StepCall] = []
-        for call, arguments in zip(calls.calls, calls.arguments, strict=True):
+        for index, (call, arguments) in enumerate(zip(calls.calls, calls.arguments, strict=True)):
+            if not any(arguments):  # a function without parameters: programs read the arguments as JSON
+                await self.call(index, None, None, "{}")
             call.function.arguments = "".join(arguments)
             done.append(call)
         required = [
@@ -302,4 +310,5 @@ class Recorder:
         ]
         step = msgspec.structs.replace(calls.step, step_details=ToolCalls(tool_calls=done))
         action = RequiredAction(submit_tool_outputs=RequiredCalls(tool_calls=required))
+        self._calls = None
         await self._record(Change(steps=[step], to="requires_action", required_action=action, extra=extra))

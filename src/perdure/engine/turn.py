@@ -10,12 +10,11 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from perdure.domain.lifecycle import add_usage
-from perdure.domain.transcript import function_tools, transcript
 from perdure.engine.recorder import Recorder
 from perdure.errors import RunFailure
 from perdure.models.base import (
@@ -29,14 +28,9 @@ from perdure.models.base import (
     TextDelta,
     ToolCallDelta,
 )
-from perdure.store.db import Operation
-from perdure.store.messages import list_all_messages
-from perdure.store.steps import list_all_steps
 from perdure.wire.kinds import CompletionTokensDetails, PromptTokenDetails, Usage
-from perdure.wire.messages import Message
 from perdure.wire.runs import Extra, Run
-from perdure.wire.steps import RunStep
-from perdure.wire.tools import FormatText
+from perdure.wire.tools import FunctionTool
 
 log = logging.getLogger("perdure.engine")
 
@@ -111,67 +105,37 @@ async def _pump(model: Model, request: ModelRequest, inbox: asyncio.Queue[ModelP
         inbox.put_nowait(None)
 
 
+class MadeCall(msgspec.Struct):
+    """A function call as the model made it, its arguments in pieces."""
+
+    name: str
+    arguments: list[str] = []
+
+
 class Turn(msgspec.Struct):
     """What one model request has brought so far."""
 
     usage: Usage | None = None
     reason: FinishReason = "stop"
-    calls: int = 0
-
-
-def read_history(run: Run) -> Operation[tuple[list[Message], list[RunStep]]]:
-    """Read what the transcript is made of."""
-    newest = run.truncation_strategy.last_messages if run.truncation_strategy.type == "last_messages" else None
-    steps = yield from list_all_steps(run.id)
-    # The run's own messages are among the newest: one a step at most.
-    messages = yield from list_all_messages(run.thread_id, None if newest is None else newest + len(steps))
-    return messages, steps
-
-
-def model_request(run: Run, extra: Extra, model: str, messages: list[Message], steps: list[RunStep]) -> ModelRequest:
-    """Return the next turn's question; what nobody set is left out, the upstream has its own defaults.
-
-    A forced tool choice holds for the first turn only, else the run would never end.
-    """
-    tools = function_tools(run)
-    first = not any(step.type == "tool_calls" and step.status == "completed" for step in steps)
-    choice = None if run.tool_choice == "auto" or not (first or run.tool_choice == "none") else run.tool_choice
-    answer_format = (
-        None if run.response_format == "auto" or isinstance(run.response_format, FormatText) else run.response_format
-    )
-    left = run.max_completion_tokens
-    if left is not None and extra.usage is not None:
-        left -= extra.usage.completion_tokens
-    return ModelRequest(
-        model=model,
-        messages=transcript(run, messages, steps),
-        tools=tools or None,
-        tool_choice=_plain(choice) if tools else None,
-        parallel_tool_calls=run.parallel_tool_calls if tools and "parallel_tool_calls" in extra.given else None,
-        response_format=_plain(answer_format),
-        temperature=run.temperature if "temperature" in extra.given else None,
-        top_p=run.top_p if "top_p" in extra.given else None,
-        reasoning_effort=run.reasoning_effort,
-        max_completion_tokens=left,
-    )
-
-
-def _plain(value: Any) -> Any:
-    return msgspec.to_builtins(value)
+    said: list[str] = []
+    calls: list[MadeCall] = []
 
 
 async def run_turn(recorder: Recorder, run: Run, extra: Extra, model: Model, request: ModelRequest, stop: Stop) -> None:
     """Ask the model, record what it says, and end the run or let the program answer its calls."""
     if request.max_completion_tokens is not None and request.max_completion_tokens <= 0:
-        await recorder.finish(None, extra, cut="max_tokens")
+        await recorder.end_incomplete("max_completion_tokens", extra)
         return
     turn = Turn()
-    known = {tool.function.name for tool in run.tools if hasattr(tool, "function")}
+    known = {tool.function.name for tool in run.tools if isinstance(tool, FunctionTool)}
     async with aclosing(stop.listen(model, request)) as pieces:
         async for piece in pieces:
             await _take(recorder, turn, piece, known)
+    if turn.usage is None:
+        turn.usage = _counted(model, request, turn)
     counted = Extra(given=extra.given, usage=add_usage(extra.usage, turn.usage))
     if turn.calls and turn.reason not in {"length", "content_filter"}:
+        _refuse_malformed(turn.calls)
         counted.step_usage = turn.usage
         await recorder.end_message(None)  # text behind the calls
         await recorder.require_action(counted)
@@ -186,27 +150,58 @@ async def run_turn(recorder: Recorder, run: Run, extra: Extra, model: Model, req
         await recorder.finish(turn.usage, counted)
 
 
+def _refuse_malformed(calls: list[MadeCall]) -> None:
+    """Raise RunFailure for arguments that no program could read."""
+    for call in calls:
+        text = "".join(call.arguments)
+        try:
+            value = msgspec.json.decode(text or "{}")
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            value = None
+        if not isinstance(value, dict):
+            raise RunFailure(
+                f"The model called '{call.name}' with malformed arguments, which are no JSON object: {text[:200]!r}. "
+                "Ask again, set `strict` on the function, or take a model that is better at calling functions."
+            )
+
+
+def _counted(model: Model, request: ModelRequest, turn: Turn) -> Usage:
+    """Count what the model did not: an estimate by a tokenizer of our own."""
+    counter = model.capacity(request.model).counter
+    said = "".join([*turn.said, *(text for call in turn.calls for text in (call.name, *call.arguments))])
+    return usage_of(ModelUsage(counter.count_request(request), counter.count_text(said)))
+
+
+def usage_of(counted: ModelUsage) -> Usage:
+    """Return one model call's tokens as the API shows them."""
+    return Usage(
+        prompt_tokens=counted.prompt_tokens,
+        completion_tokens=counted.completion_tokens,
+        total_tokens=counted.prompt_tokens + counted.completion_tokens,
+        prompt_token_details=PromptTokenDetails(cached_tokens=counted.cached_tokens),
+        completion_tokens_details=CompletionTokensDetails(reasoning_tokens=counted.reasoning_tokens),
+    )
+
+
 async def _take(recorder: Recorder, turn: Turn, piece: ModelPiece, known: set[str]) -> None:
-    if isinstance(piece, TextDelta):
+    if isinstance(piece, TextDelta | RefusalDelta):
         if piece.text:
-            await recorder.text(piece.text)
-    elif isinstance(piece, RefusalDelta):
-        if piece.text:
-            await recorder.refusal(piece.text)
+            turn.said.append(piece.text)
+            await (recorder.text if isinstance(piece, TextDelta) else recorder.refusal)(piece.text)
     elif isinstance(piece, ToolCallDelta):
-        if piece.name is not None and piece.name not in known:
-            raise RunFailure(f"The model called '{piece.name}', which is none of the run's functions.")
-        if not turn.calls:
-            await recorder.end_message(None)
-        turn.calls = max(turn.calls, piece.index + 1)
-        await recorder.call(piece.index, piece.id, piece.name, piece.arguments)
+        await _take_call(recorder, turn, piece, known)
     elif isinstance(piece, ModelUsage):
-        turn.usage = Usage(
-            prompt_tokens=piece.prompt_tokens,
-            completion_tokens=piece.completion_tokens,
-            total_tokens=piece.prompt_tokens + piece.completion_tokens,
-            prompt_token_details=PromptTokenDetails(cached_tokens=piece.cached_tokens),
-            completion_tokens_details=CompletionTokensDetails(reasoning_tokens=piece.reasoning_tokens),
-        )
+        turn.usage = usage_of(piece)
     elif isinstance(piece, Finished):
         turn.reason = piece.reason
+
+
+async def _take_call(recorder: Recorder, turn: Turn, piece: ToolCallDelta, known: set[str]) -> None:
+    if piece.name is not None and piece.name not in known:
+        raise RunFailure(f"The model called '{piece.name}', which is none of the run's functions.")
+    if not turn.calls:
+        await recorder.end_message(None)
+    if piece.index == len(turn.calls):
+        turn.calls.append(MadeCall(piece.name or ""))
+    turn.calls[piece.index].arguments.append(piece.arguments)
+    await recorder.call(piece.index, piece.id, piece.name, piece.arguments)

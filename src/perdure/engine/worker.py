@@ -12,9 +12,11 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
+from perdure.domain.budget import PromptCapReached
 from perdure.engine.live import Feeds
+from perdure.engine.question import build_question, limits_of, read_history
 from perdure.engine.recorder import Recorder
-from perdure.engine.turn import Stop, Stopped, model_request, read_history, run_turn
+from perdure.engine.turn import Stop, Stopped, run_turn
 from perdure.errors import RunFailure, Unavailable
 from perdure.ids import Clock, Ids
 from perdure.models.names import ModelRegistry
@@ -251,9 +253,14 @@ class Worker:
         try:
             stop.check()
             model, name = await self._models.resolve(run.model)
-            messages, steps = await self._database.scan(read_history, run)
-            request = model_request(run, extra, name, messages, steps)
-            await run_turn(recorder, run, extra, model, request, stop)
+            capacity = model.capacity(name)
+            room = limits_of(run, extra, capacity).thread_room
+            history = await self._database.scan(read_history, run, room)
+            question = build_question(run, extra, name, history, capacity)
+            if isinstance(question, PromptCapReached):
+                await recorder.end_incomplete("max_prompt_tokens", extra)
+            else:
+                await run_turn(recorder, run, extra, model, question, stop)
         except RunStopped:
             await recorder.wind_up("cancelled")
         except Stopped as stopped:

@@ -7,9 +7,12 @@ upstream at once. Every failure is a `RunFailure` whose message names the model'
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
+
+if TYPE_CHECKING:
+    from perdure.models.tokens import TokenCounter
 
 ChatMessage = dict[str, Any]
 """One message in the shape of `/v1/chat/completions`: role, content, tool_calls, tool_call_id."""
@@ -71,8 +74,23 @@ class Finished(msgspec.Struct, frozen=True):
 ModelPiece = TextDelta | RefusalDelta | ToolCallDelta | ModelUsage | Finished
 
 
+class Capacity(msgspec.Struct, frozen=True, kw_only=True):
+    """How much a model takes, as far as that is known here. Unit: tokens; None: not known."""
+
+    counter: TokenCounter
+    """Counts where the model does not say; for the built-in model it never counts too few."""
+    context_tokens: int | None = None
+    """The window, for prompt and answer together."""
+    answer_tokens: int | None = None
+    """The longest answer where a run sets no limit."""
+
+
 class Model(Protocol):
     """Something that answers."""
+
+    def capacity(self, model: str) -> Capacity:
+        """Return how much the model of that name takes."""
+        ...
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelPiece, None]:
         """Answer piece by piece, as the model sends them. Raises RunFailure."""

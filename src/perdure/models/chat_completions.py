@@ -21,8 +21,10 @@ import msgspec
 
 from perdure.errors import OperatorError, RunFailure
 from perdure.ids import Clock, Ids, RandomIds
-from perdure.models.base import ModelPiece, ModelRequest
+from perdure.models.base import Capacity, ModelPiece, ModelRequest
 from perdure.models.chat_pieces import AnswerReader
+from perdure.models.names import map_name
+from perdure.models.tokens import TokenCounter
 from perdure.models.upstream_failures import (
     UpstreamAddress,
     UpstreamError,
@@ -76,9 +78,14 @@ class ChatCompletionsModel:
         self._clock = clock
         self._ids = ids or RandomIds()
         self._jitter = jitter
+        self._counter = TokenCounter()
         self._takes_stream_options = True
         self._limit_name = "max_completion_tokens"
         self._client = _client(settings, self._key)
+
+    def capacity(self, model: str) -> Capacity:
+        """Return the window that the settings give the model; upstreams do not say it in a common way."""
+        return Capacity(counter=self._counter, context_tokens=map_name(self._settings.context_tokens, model))
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelPiece, None]:
         """Answer piece by piece, as the upstream sends them. Raises RunFailure."""

@@ -24,6 +24,7 @@ from typing import Any
 from perdure.errors import OperatorError, RunFailure
 from perdure.ids import Ids, RandomIds
 from perdure.models.base import (
+    Capacity,
     Finished,
     FinishReason,
     ModelPiece,
@@ -33,6 +34,7 @@ from perdure.models.base import (
     ToolCallDelta,
 )
 from perdure.models.envelope import EnvelopeReader, envelope_of, plain_messages
+from perdure.models.tokens import TokenCounter, count_at_most
 from perdure.models.weights import read_context_tokens
 from perdure.settings import Settings
 
@@ -59,6 +61,9 @@ ws ::= | " " | "\n" [ ]{0,8}
 """
 """Any JSON object that ends: eight members on two levels. Without bounds a small model goes on forever."""
 
+FRAME_TOKENS = 128
+"""What the chat template and the envelope of tools add to a prompt at most."""
+
 Chunk = dict[str, Any]
 
 
@@ -75,12 +80,26 @@ class LocalModel:
         self._weights = weights
         self._settings = settings
         self._ids = ids or RandomIds()
+        self._counter = TokenCounter(count_at_most)
+        self._own_tokens: int | None = None
         self._server: Any = None
         self._loading = asyncio.Lock()
         self._slots = asyncio.Semaphore(settings.builtin_parallel)
         self._threads = ThreadPoolExecutor(settings.builtin_parallel, thread_name_prefix="builtin-model")
         self._writing: set[_Writing] = set()
         self._closed = False
+
+    def capacity(self, model: str) -> Capacity:
+        """Return the window of each answer. Raises OperatorError when the file is no GGUF."""
+        del model
+        wanted = self._settings.builtin_context_tokens
+        if self._own_tokens is None:
+            self._own_tokens = read_context_tokens(self._weights) or wanted
+        return Capacity(
+            counter=self._counter,
+            context_tokens=min(self._own_tokens, wanted) - FRAME_TOKENS,
+            answer_tokens=self._settings.builtin_answer_tokens,
+        )
 
     async def warm_up(self) -> None:
         """Load the weights, unless they are loaded. Raises OperatorError when llama.cpp does not take them."""

@@ -10,12 +10,15 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from logging import Logger
+from typing import TypeVar
 
 import msgspec
 
 from perdure.errors import RunFailure
 from perdure.ids import Clock
 from perdure.models.base import Model
+
+T = TypeVar("T")
 
 BUILTIN = "builtin"
 """The built-in model's key among the models, and a name that always means it."""
@@ -164,7 +167,7 @@ class ModelRegistry:
             listing.until = self._clock.now() + keep
 
 
-def map_name(model_map: Mapping[str, str], name: str) -> str | None:
+def map_name(model_map: Mapping[str, T], name: str) -> T | None:
     """Return the target of the exact name, else of the first pattern that fits."""
     if name in model_map:
         return model_map[name]

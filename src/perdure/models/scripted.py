@@ -23,8 +23,18 @@ import msgspec
 
 from perdure.errors import OperatorError, RunFailure
 from perdure.ids import Clock, Ids, RandomIds, SystemClock
-from perdure.models.base import Finished, ModelPiece, ModelRequest, ModelUsage, RefusalDelta, TextDelta, ToolCallDelta
+from perdure.models.base import (
+    Capacity,
+    Finished,
+    ModelPiece,
+    ModelRequest,
+    ModelUsage,
+    RefusalDelta,
+    TextDelta,
+    ToolCallDelta,
+)
 from perdure.models.script import Answer, BreakOffError, Player, Script, ScriptedFailure, load_script, play
+from perdure.models.tokens import TokenCounter
 from perdure.models.upstream_failures import run_error_code
 
 __all__ = ["Received", "Script", "ScriptedModel", "ScriptedServer", "load_script", "main", "scripted_app", "serving"]
@@ -46,6 +56,12 @@ class ScriptedModel:
         self.requests: list[ModelRequest] = []
         self._player = Player(script or Script(), ids or RandomIds())
         self._clock = clock or SystemClock()
+        self._counter = TokenCounter()
+
+    def capacity(self, model: str) -> Capacity:
+        """Return no limits; the script has none."""
+        del model
+        return Capacity(counter=self._counter)
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelPiece, None]:
         """Answer from the script. Raises RunFailure as an upstream's client does."""

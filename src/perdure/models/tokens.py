@@ -8,6 +8,7 @@ message costs around its text is as OpenAI's cookbook has it ("How to count toke
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -37,8 +38,23 @@ SMALL_IMAGE_TOKENS = 85
 CACHED_TEXTS = 65_536
 """Texts whose counts are kept: some 10 MB, a hundred busy threads of several hundred messages."""
 
+_LETTERS = re.compile(r"[A-Za-z\s]+")
+
 CountTexts = Callable[[list[str]], list[int]]
 """Counts the tokens of each text. Called in any thread, by several at once."""
+
+
+def count_at_most(texts: list[str]) -> list[int]:
+    """Return at least as many tokens as a small model's tokenizer makes of the texts, which can not be asked itself.
+
+    Three letters of English make a token or less than one; digits, signs, and the bytes of all other letters, one each
+    at most (measured with SmolLM2: Korean 0.83 a byte, digits 1, emoji 0.8 a byte).
+    """
+    rest = [_LETTERS.sub("", text) for text in texts]
+    return [
+        (len(text) - len(other)) // 3 + len(other.encode("utf-8", "replace")) + 1
+        for text, other in zip(texts, rest, strict=True)
+    ]
 
 
 class TokenCounter:

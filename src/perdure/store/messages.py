@@ -100,6 +100,14 @@ def list_all_messages(thread_id: str, newest: int | None = None) -> Operation[li
     return [read_message(row[0]) for row in reversed(rows)]
 
 
+def find_last_user_message(thread_id: str) -> Operation[Message | None]:
+    """Return the newest message of a user."""
+    row = yield Row(
+        "SELECT body FROM messages WHERE thread_id = $1 AND role = 'user' ORDER BY seq DESC LIMIT 1", thread_id
+    )
+    return read_message(row[0]) if row else None
+
+
 def has_user_message(thread_id: str) -> Operation[bool]:
     """Say whether somebody has asked something."""
     row = yield Row("SELECT 1 FROM messages WHERE thread_id = $1 AND role = 'user' LIMIT 1", thread_id)

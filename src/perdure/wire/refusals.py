@@ -21,6 +21,7 @@ NOT_JSON = (
     "We could not parse the JSON body of your request. (HINT: This likely means you aren't using your HTTP library "
     "correctly. The OpenAI API expects a JSON payload, but what was sent was not valid JSON.)"
 )
+_NO_NEWLINE = r"(?!\n)"
 _KINDS: tuple[tuple[type, str], ...] = (
     (bool, "a boolean"),
     (int, "an integer"),
@@ -195,7 +196,7 @@ def _walk_string(value: str, fitting: list[inspect.Type], path: str) -> None:
     if wanted.pattern is not None and not re.search(wanted.pattern, value):
         raise InvalidRequest(
             f"Invalid '{path}': string does not match pattern. Expected a string that matches the pattern "
-            f"'{wanted.pattern}'.",
+            f"'{wanted.pattern.removesuffix(_NO_NEWLINE)}'.",
             param=path,
             code="invalid_value",
         )

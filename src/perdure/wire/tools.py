@@ -13,7 +13,10 @@ from perdure.wire.kinds import Body, JsonSchema, Metadata
 
 DEFAULT_RANKER: Literal["default_2024_08_21"] = "default_2024_08_21"
 
-FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+NAME_PATTERN = r"^[a-zA-Z0-9_-]+$(?!\n)"
+"""The recorded pattern; in Python `$` alone would let a newline at the end through."""
+
+FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=NAME_PATTERN)]
 FileIds = Annotated[list[str], Meta(max_length=20)]
 Threshold = Annotated[float, Meta(ge=0, le=1)]
 
@@ -162,7 +165,7 @@ class FormatJsonObject(Body, tag_field="type", tag="json_object", kw_only=True):
 class SchemaFormat(Body, kw_only=True):
     """The schema of a structured answer."""
 
-    name: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[a-zA-Z0-9_-]+$")]
+    name: Annotated[str, Meta(min_length=1, max_length=64, pattern=NAME_PATTERN)]
     description: str | None | UnsetType = UNSET
     schema_: JsonSchema | None | UnsetType = field(name="schema", default=UNSET)
     strict: bool | None | UnsetType = UNSET

@@ -1,0 +1,123 @@
+"""The question of a turn: what the model is shown, cut to what it takes and to what the run allows.
+
+Rules. What nobody set is left out: the upstream has its own defaults. Nothing is counted, and no tokenizer loaded,
+where no limit is known or where the text is plainly shorter than the limit: a token has one byte at least.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from perdure.domain.budget import ContextExceeded, Limits, Prompt, PromptCapReached, Shown, fit
+from perdure.domain.transcript import ChatMessage, function_tools, transcript
+from perdure.models.base import Capacity, ModelRequest
+from perdure.models.tokens import MESSAGE_TOKENS
+from perdure.store.db import Operation
+from perdure.store.messages import find_last_user_message, list_all_messages
+from perdure.store.steps import list_all_steps
+from perdure.wire.messages import Message
+from perdure.wire.runs import Extra, Run
+from perdure.wire.steps import RunStep
+from perdure.wire.tools import FormatText
+
+OVERHEAD_BYTES = 64
+"""More than the frame of any request costs, without its tools and its schema."""
+
+History = tuple[list[Message], list[RunStep]]
+
+
+def limits_of(run: Run, extra: Extra, capacity: Capacity) -> Limits:
+    """Return what this turn may use."""
+    left = completion_left(run, extra)
+    return Limits(
+        context_tokens=capacity.context_tokens,
+        answer_tokens=capacity.answer_tokens if left is None else left,
+        max_prompt_tokens=run.max_prompt_tokens,
+        spent_tokens=extra.usage.prompt_tokens if extra.usage else 0,
+    )
+
+
+def completion_left(run: Run, extra: Extra) -> int | None:
+    """Return the completion tokens that the run still allows; the cap counts over all its model calls."""
+    if run.max_completion_tokens is None:
+        return None
+    return run.max_completion_tokens - (extra.usage.completion_tokens if extra.usage else 0)
+
+
+def read_history(run: Run, room: int | None) -> Operation[History]:
+    """Read what the transcript is made of; with a `room` in tokens, no more messages than could fit into it."""
+    steps = yield from list_all_steps(run.id)
+    # The run's own messages are among the newest: one a step at most.
+    wanted = [] if room is None else [max(room, 0) // MESSAGE_TOKENS + 1]
+    if run.truncation_strategy.type == "last_messages" and run.truncation_strategy.last_messages:
+        wanted.append(run.truncation_strategy.last_messages)
+    newest = min(wanted) + len(steps) if wanted else None
+    messages = yield from list_all_messages(run.thread_id, newest)
+    if room is not None and not any(message.role == "user" for message in messages):
+        asked = yield from find_last_user_message(run.thread_id)
+        if asked is not None and run.truncation_strategy.type == "auto":
+            messages.insert(0, asked)
+    return messages, steps
+
+
+def build_question(
+    run: Run, extra: Extra, model: str, history: History, capacity: Capacity
+) -> ModelRequest | PromptCapReached:
+    """Return the request, or that the run's prompt cap leaves no room for one.
+
+    A forced tool choice holds for the first turn only, else the run would never end. Raises RunFailure when even what
+    can not be dropped is too long for the model.
+    """
+    messages, steps = history
+    parts = transcript(run, messages, steps)
+    request = _request(run, extra, model, steps)
+    limits = limits_of(run, extra, capacity)
+    chat = [*parts.instructions, *parts.thread, *parts.own]
+    if limits.thread_room is None or _plainly_fits(chat, request, limits.thread_room):
+        return msgspec.structs.replace(request, messages=chat)
+    prompt = Prompt(
+        instructions=parts.instructions,
+        thread=parts.thread,
+        own=parts.own,
+        overhead_tokens=capacity.counter.count_overhead(request),
+    )
+    verdict = fit(prompt, limits, capacity.counter.count_each)
+    if isinstance(verdict, ContextExceeded):
+        raise verdict.failure(model)
+    if isinstance(verdict, Shown):
+        return msgspec.structs.replace(request, messages=verdict.messages)
+    return verdict
+
+
+def _request(run: Run, extra: Extra, model: str, steps: list[RunStep]) -> ModelRequest:
+    """Return the request without its messages."""
+    tools = function_tools(run)
+    first = not any(step.type == "tool_calls" and step.status == "completed" for step in steps)
+    choice = None if run.tool_choice == "auto" or not (first or run.tool_choice == "none") else run.tool_choice
+    plain = run.response_format == "auto" or isinstance(run.response_format, FormatText)
+    return ModelRequest(
+        model=model,
+        messages=[],
+        tools=tools or None,
+        tool_choice=_builtins(choice) if tools else None,
+        parallel_tool_calls=run.parallel_tool_calls if tools and "parallel_tool_calls" in extra.given else None,
+        response_format=None if plain else _builtins(run.response_format),
+        temperature=run.temperature if "temperature" in extra.given else None,
+        top_p=run.top_p if "top_p" in extra.given else None,
+        reasoning_effort=run.reasoning_effort,
+        max_completion_tokens=completion_left(run, extra),
+    )
+
+
+def _plainly_fits(chat: list[ChatMessage], request: ModelRequest, room: int) -> bool:
+    """Say whether the prompt fits even if each of its bytes were a token. Images are not told by their bytes."""
+    if any(isinstance(message.get("content"), list) for message in chat):
+        return False
+    beside = len(msgspec.json.encode((request.tools, request.response_format)))
+    return len(msgspec.json.encode(chat)) + beside + OVERHEAD_BYTES <= room
+
+
+def _builtins(value: Any) -> Any:
+    return msgspec.to_builtins(value)

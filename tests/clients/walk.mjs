@@ -1,0 +1,144 @@
+// Every operation of the API through openai-node.
+//
+//     node walk.mjs FOLDER OPERATION...
+//
+// FOLDER holds node_modules; the operations are operationIds of the route table, so that a new one can not be forgotten.
+// Prints one JSON object: for each operation the answers as they went over the wire.
+
+import { createRequire } from "node:module";
+import path from "node:path";
+
+const [folder, ...operations] = process.argv.slice(2);
+const { OpenAI, BadRequestError } = createRequire(path.join(folder, "package.json"))("openai");
+
+let answers = [];
+
+async function recording(address, options) {
+  const response = await fetch(address, options);
+  const copy = response.clone();
+  const { pathname } = new URL(address);
+  answers.push([options.method.toUpperCase(), pathname, copy.status, copy.headers.get("content-type"), await copy.text()]);
+  return response;
+}
+
+const client = new OpenAI({ maxRetries: 0, fetch: recording });
+const { assistants, threads } = client.beta;
+const { messages, runs } = threads;
+const weather = { type: "function", function: { name: "get_weather", parameters: { type: "object", properties: {} } } };
+const metadata = { k: "v" };
+
+const newAssistant = () => assistants.create({ model: "gpt-4o", tools: [weather], metadata });
+const newThread = (content = "hello") => threads.create({ messages: [{ role: "user", content }] });
+
+async function newRun(content, options = {}) {
+  const [assistant, thread] = [await newAssistant(), await newThread(content)];
+  const run = await runs.createAndPoll(thread.id, { assistant_id: assistant.id, ...options });
+  return [run, { thread_id: thread.id }];
+}
+
+async function newMessage() {
+  const thread = await newThread();
+  return [(await messages.list(thread.id)).data[0].id, { thread_id: thread.id }];
+}
+
+async function collect(pages) {
+  const all = [];
+  for await (const one of pages) all.push(one);
+  return all;
+}
+
+const outputs = (run) =>
+  run.required_action.submit_tool_outputs.tool_calls.map((call) => ({ tool_call_id: call.id, output: "rain" }));
+
+function must(truth, what) {
+  if (!truth) throw new Error(`not so: ${what}`);
+}
+
+const walk = {
+  createAssistant: newAssistant,
+  listAssistants: () => assistants.list({ limit: 2, order: "asc" }),
+  getAssistant: async () => assistants.retrieve((await newAssistant()).id),
+  modifyAssistant: async () => assistants.update((await newAssistant()).id, { name: "Other", instructions: null }),
+  deleteAssistant: async () => must((await assistants.delete((await newAssistant()).id)).deleted, "deleted"),
+  createThread: () => threads.create({ metadata }),
+  getThread: async () => threads.retrieve((await newThread()).id),
+  modifyThread: async () => threads.update((await newThread()).id, { metadata }),
+  deleteThread: async () => must((await threads.delete((await newThread()).id)).deleted, "deleted"),
+  createMessage: async () => {
+    const image = { type: "image_url", image_url: { url: "https://example.com/a.png" } };
+    await messages.create((await newThread()).id, { role: "user", content: [{ type: "text", text: "this?" }, image] });
+  },
+  listMessages: async () => {
+    const [run] = await newRun("hello");
+    must((await collect(messages.list(run.thread_id, { limit: 1 }))).length === 2, "two messages in two pages");
+    must((await messages.list(run.thread_id, { run_id: run.id })).data.length === 1, "one message of the run");
+  },
+  getMessage: async () => messages.retrieve(...(await newMessage())),
+  modifyMessage: async () => {
+    const [id, where] = await newMessage();
+    await messages.update(id, { ...where, metadata });
+  },
+  deleteMessage: async () => must((await messages.delete(...(await newMessage()))).deleted, "deleted"),
+  createRun: async () => {
+    const [assistant, thread] = [await newAssistant(), await newThread()];
+    const run = await runs.stream(thread.id, { assistant_id: assistant.id }).finalRun();
+    must(run.status === "completed", "a streamed run ends");
+    must((await runs.create(thread.id, { assistant_id: assistant.id })).status === "queued", "a new run is queued");
+  },
+  createThreadAndRun: async () => {
+    const thread = { messages: [{ role: "user", content: "hello" }] };
+    const { id } = await newAssistant();
+    must((await threads.createAndRunPoll({ assistant_id: id, thread })).status === "completed", "it ends");
+    must((await threads.createAndRunStream({ assistant_id: id, thread }).finalRun()).usage.total_tokens > 0, "usage");
+  },
+  getRun: async () => runs.retrieve((await newRun("weather"))[0].id, (await newRun("hello"))[1]).catch(notFound),
+  listRuns: async () => {
+    const [run] = await newRun("hello");
+    must((await collect(runs.list(run.thread_id))).length === 1, "one run");
+  },
+  modifyRun: async () => {
+    const [run, where] = await newRun("hello");
+    await runs.update(run.id, { ...where, metadata });
+  },
+  cancelRun: async () => {
+    const [run, where] = await newRun("weather");
+    must((await runs.cancel(run.id, where)).status === "cancelling", "cancelling");
+    must((await runs.poll(run.id, where)).status === "cancelled", "cancelled");
+  },
+  submitToolOuputsToRun: async () => {
+    const [run, where] = await newRun("weather");
+    const body = { ...where, tool_outputs: outputs(run) };
+    must((await runs.submitToolOutputsAndPoll(run.id, body)).status === "completed", "it goes on");
+    const [other, there] = await newRun("two cities");
+    const stream = runs.submitToolOutputsStream(other.id, { ...there, tool_outputs: outputs(other) });
+    must((await stream.finalRun()).status === "completed", "it goes on, streamed");
+  },
+  listRunSteps: async () => {
+    const [run, where] = await newRun("weather");
+    must((await runs.steps.list(run.id, where)).data[0].type === "tool_calls", "a step of calls");
+  },
+  getRunStep: async () => {
+    const [run, where] = await newRun("hello");
+    const [step] = (await runs.steps.list(run.id, where)).data;
+    await runs.steps.retrieve(step.id, { ...where, run_id: run.id });
+  },
+  listModels: () => client.models.list(),
+  retrieveModel: () => client.models.retrieve("scripted"),
+  deleteModel: async () => {
+    const refusal = await client.models.delete("scripted").catch((error) => error);
+    must(refusal instanceof BadRequestError, "a model can not be deleted");
+  },
+};
+
+function notFound(error) {
+  must(error.status === 404, "a run of another thread is not found");
+}
+
+const seen = {};
+for (const operation of operations) {
+  must(walk[operation], `the walk knows ${operation}`);
+  answers = [];
+  await walk[operation]();
+  seen[operation] = answers;
+}
+process.stdout.write(JSON.stringify(seen));
