@@ -14,7 +14,7 @@ from perdure.domain.budget import ContextExceeded, Limits, Prompt, PromptCapReac
 from perdure.domain.transcript import ChatMessage, function_tools, transcript
 from perdure.models.base import Capacity, ModelRequest
 from perdure.models.tokens import MESSAGE_TOKENS
-from perdure.store.db import Operation
+from perdure.store.db import Database, Operation
 from perdure.store.messages import find_last_user_message, list_all_messages
 from perdure.store.steps import list_all_steps
 from perdure.wire.messages import Message
@@ -24,6 +24,9 @@ from perdure.wire.tools import FormatText
 
 OVERHEAD_BYTES = 64
 """More than the frame of any request costs, without its tools and its schema."""
+
+SHORT = 50
+"""Messages that are read on the event loop's own thread; more go to a scan thread."""
 
 History = tuple[list[Message], list[RunStep]]
 
@@ -46,15 +49,32 @@ def completion_left(run: Run, extra: Extra) -> int | None:
     return run.max_completion_tokens - (extra.usage.completion_tokens if extra.usage else 0)
 
 
-def read_history(run: Run, room: int | None) -> Operation[History]:
-    """Read what the transcript is made of; with a `room` in tokens, no more messages than could fit into it."""
+async def history_of(database: Database, run: Run, room: int | None) -> History:
+    """Return what the transcript is made of; with a `room` in tokens, no more messages than could fit into it."""
+    short = await database.read(read_history, run, room, SHORT)
+    return await database.scan(_read_long_history, run, room) if short is None else short
+
+
+def _read_long_history(run: Run, room: int | None) -> Operation[History]:
+    history = yield from read_history(run, room, None)
+    assert history is not None  # noqa: S101  # nothing bounds it
+    return history
+
+
+def read_history(run: Run, room: int | None, most: int | None) -> Operation[History | None]:
+    """Read the run's steps and its thread's messages; None if there are more than `most` messages to read."""
     steps = yield from list_all_steps(run.id)
     # The run's own messages are among the newest: one a step at most.
     wanted = [] if room is None else [max(room, 0) // MESSAGE_TOKENS + 1]
     if run.truncation_strategy.type == "last_messages" and run.truncation_strategy.last_messages:
         wanted.append(run.truncation_strategy.last_messages)
     newest = min(wanted) + len(steps) if wanted else None
-    messages = yield from list_all_messages(run.thread_id, newest)
+    if most is not None and (newest is None or newest > most):
+        messages = yield from list_all_messages(run.thread_id, most + 1)
+        if len(messages) > most:
+            return None
+    else:
+        messages = yield from list_all_messages(run.thread_id, newest)
     if room is not None and not any(message.role == "user" for message in messages):
         asked = yield from find_last_user_message(run.thread_id)
         if asked is not None and run.truncation_strategy.type == "auto":

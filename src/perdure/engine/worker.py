@@ -14,7 +14,7 @@ import msgspec
 
 from perdure.domain.budget import PromptCapReached
 from perdure.engine.live import Feeds
-from perdure.engine.question import build_question, limits_of, read_history
+from perdure.engine.question import build_question, history_of, limits_of
 from perdure.engine.recorder import Recorder
 from perdure.engine.turn import Stop, Stopped, run_turn
 from perdure.errors import RunFailure, Unavailable
@@ -255,7 +255,7 @@ class Worker:
             model, name = await self._models.resolve(run.model)
             capacity = model.capacity(name)
             room = limits_of(run, extra, capacity).thread_room
-            history = await self._database.scan(read_history, run, room)
+            history = await history_of(self._database, run, room)
             question = build_question(run, extra, name, history, capacity)
             if isinstance(question, PromptCapReached):
                 await recorder.end_incomplete("max_prompt_tokens", extra)

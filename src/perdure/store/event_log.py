@@ -26,10 +26,14 @@ Draft = tuple[EventName, Any]
 
 def number_events(drafts: list[Draft], last: int) -> list[LogEvent]:
     """Return the events with the numbers after `last`."""
-    return [
-        LogEvent(sequence=last + 1 + index, name=name, data=msgspec.Raw(msgspec.json.encode(data)))
-        for index, (name, data) in enumerate(drafts)
-    ]
+    events: list[LogEvent] = []
+    before: Any = None
+    raw = msgspec.Raw()
+    for sequence, (name, data) in enumerate(drafts, last + 1):
+        if data is not before:  # created and queued, created and in_progress: the same object twice in a row
+            before, raw = data, msgspec.Raw(msgspec.json.encode(data))
+        events.append(LogEvent(sequence=sequence, name=name, data=raw))
+    return events
 
 
 def append_events(run_id: str, events: list[LogEvent]) -> Operation[None]:
