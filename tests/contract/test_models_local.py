@@ -168,6 +168,13 @@ def test_a_prompt_that_is_too_long_says_by_how_much(runner: asyncio.Runner, mode
     assert caught.value.code == "invalid_prompt"
 
 
+def test_an_image_is_refused_not_ignored(runner: asyncio.Runner, model: LocalModel) -> None:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": "https://x/a.png"}}]
+    with pytest.raises(RunFailure, match="can not see images") as caught:
+        runner.run(_answer(model, _request(messages=[{"role": "user", "content": parts}])))
+    assert caught.value.code == "invalid_prompt"
+
+
 def test_closing_a_stream_frees_its_slot(runner: asyncio.Runner, tmp_path: Path) -> None:
     """One slot, an answer of minutes: only if closing it stops it does the next one come in this test's time."""
 

@@ -103,9 +103,11 @@ class ContextExceeded(msgspec.Struct, frozen=True):
     def failure(self, model: str) -> RunFailure:
         """Return what the run ends with."""
         return RunFailure(
-            f"The instructions, the tools, the last user message and this run's own steps have {self.needed} tokens; "
+            "The instructions, the tools, the last user message and this run's own steps have about "
+            f"{self.needed} tokens; "
             f"model '{model}' takes {self.context_tokens} for prompt and answer together. Nothing is left to drop: "
-            "shorten them, or take a model with a larger context (PERDURE_CONTEXT_TOKENS says how large it is).",
+            "shorten them, or take a model with a larger context (PERDURE_CONTEXT_TOKENS says how large it is, "
+            "PERDURE_BUILTIN_CONTEXT_TOKENS that of the built-in model).",
             code="invalid_prompt",
         )
 

@@ -67,6 +67,18 @@ FRAME_TOKENS = 128
 Chunk = dict[str, Any]
 
 
+def _refuse_images(name: str, request: ModelRequest) -> None:
+    """Raise RunFailure for a message with an image: an answer that ignores it would look as if it did not."""
+    for message in request.messages:
+        content = message.get("content")
+        if isinstance(content, list) and any(part.get("type") == "image_url" for part in content):
+            raise RunFailure(
+                f"The built-in model '{name}' can not see images. Leave them out, or set PERDURE_UPSTREAM_URL to a "
+                "server with a model that has vision.",
+                code="invalid_prompt",
+            )
+
+
 class LocalModel:
     """A GGUF that answers in this process, loaded on first use.
 
@@ -114,6 +126,7 @@ class LocalModel:
         Finished("length") is said only of a run's own limit. Where the setting `builtin_answer_tokens`, or the end of
         the context, cut the answer, it is Finished("stop"): the run asked for no limit and must not end incomplete.
         """
+        _refuse_images(self.name, request)
         try:
             await self.warm_up()
         except OperatorError as error:

@@ -14,6 +14,7 @@ from perdure.store.messages import has_user_message, insert_message_if_free, ins
 from perdure.store.runs import RunRow, find_active_run, insert_run, lock_run, write_move
 from perdure.store.steps import list_open_steps, write_step
 from perdure.store.threads import get_thread_body, insert_thread
+from perdure.wire.assistants import Assistant
 from perdure.wire.messages import CreateMessage, Message
 from perdure.wire.runs import CreateRun, CreateThreadAndRun, Extra, Run, ToolOutput
 from perdure.wire.steps import FunctionStepCall, RunStep, ToolCalls
@@ -48,19 +49,7 @@ def create_run(body: CreateRun, birth: Birth) -> Operation[Run]:
         raise InvalidRequest(f"Thread {birth.thread_id} already has an active run {active}.")
     messages = _messages(body.additional_messages, birth, "additional_messages")
     yield from insert_messages(messages)
-    run, extra = new_run(
-        body,
-        assistant,
-        extra,
-        run_id=birth.run_id,
-        thread_id=birth.thread_id,
-        now=birth.now,
-        expiry_seconds=birth.expiry_seconds,
-        additional_instructions=body.additional_instructions,
-    )
-    yield from _refuse_nothing_to_run_on(run)
-    yield from insert_run(run, extra, birth.project_id, [])
-    return run
+    return (yield from _begin_run(body, assistant, extra, birth, before=[]))
 
 
 def create_thread_and_run(body: CreateThreadAndRun, birth: Birth) -> Operation[Run]:
@@ -70,6 +59,12 @@ def create_thread_and_run(body: CreateThreadAndRun, birth: Birth) -> Operation[R
     thread = new_thread(given, birth.thread_id, birth.now)
     messages = _messages(given.messages, birth, "thread.messages")
     yield from insert_thread(thread, messages, birth.project_id)
+    return (yield from _begin_run(body, assistant, extra, birth, before=[("thread.created", thread)]))
+
+
+def _begin_run(
+    body: CreateRun | CreateThreadAndRun, assistant: Assistant, extra: Extra, birth: Birth, *, before: list[Draft]
+) -> Operation[Run]:
     run, extra = new_run(
         body,
         assistant,
@@ -78,10 +73,11 @@ def create_thread_and_run(body: CreateThreadAndRun, birth: Birth) -> Operation[R
         thread_id=birth.thread_id,
         now=birth.now,
         expiry_seconds=birth.expiry_seconds,
-        tool_resources=body.tool_resources,
+        additional_instructions=body.additional_instructions if isinstance(body, CreateRun) else None,
+        tool_resources=body.tool_resources if isinstance(body, CreateThreadAndRun) else None,
     )
     yield from _refuse_nothing_to_run_on(run)
-    yield from insert_run(run, extra, birth.project_id, [("thread.created", thread)])
+    yield from insert_run(run, extra, birth.project_id, before)
     return run
 
 
