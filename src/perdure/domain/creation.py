@@ -18,7 +18,16 @@ from perdure.wire.kinds import Metadata
 from perdure.wire.messages import CreateMessage, Message, content_parts
 from perdure.wire.runs import Extra, Run, RunOptions, TruncationStrategy
 from perdure.wire.threads import CreateThread, ModifyThread, Thread
-from perdure.wire.tools import ToolResources, normalised_resources, normalised_tools
+from perdure.wire.tools import (
+    ChooseCodeInterpreter,
+    ChooseFunction,
+    CodeInterpreterTool,
+    FileSearchTool,
+    FunctionTool,
+    ToolResources,
+    normalised_resources,
+    normalised_tools,
+)
 
 T = TypeVar("T")
 SAMPLING = ("temperature", "top_p")
@@ -137,7 +146,7 @@ def new_run(
     additional_instructions: str | None = None,
     tool_resources: ToolResources | None = None,
 ) -> tuple[Run, Extra]:
-    """Return a queued run: a snapshot of the assistant with the run's own values over it."""
+    """Return a queued run: a snapshot of the assistant with the run's own values over it. Raises InvalidRequest."""
     instructions = assistant.instructions if options.instructions is None else options.instructions
     if additional_instructions:
         instructions = f"{instructions}\n\n{additional_instructions}" if instructions else additional_instructions
@@ -165,9 +174,30 @@ def new_run(
         tool_choice=options.tool_choice or "auto",
         parallel_tool_calls=options.parallel_tool_calls is not False,
     )
+    _refuse_unknown_choice(run)
     names = (*SAMPLING, "parallel_tool_calls")
     given = {*extra.given, *(name for name in names if getattr(options, name) is not None)}
     return run, Extra(given=sorted(given))
+
+
+def _refuse_unknown_choice(run: Run) -> None:
+    """Raise InvalidRequest if the run must begin with a tool that it does not have."""
+    choice = run.tool_choice
+    if isinstance(choice, str):
+        return
+    if isinstance(choice, ChooseFunction):
+        name = choice.function.name
+        known = any(isinstance(tool, FunctionTool) and tool.function.name == name for tool in run.tools)
+    else:
+        wanted = CodeInterpreterTool if isinstance(choice, ChooseCodeInterpreter) else FileSearchTool
+        name = "code_interpreter" if wanted is CodeInterpreterTool else "file_search"
+        known = any(isinstance(tool, wanted) for tool in run.tools)
+    if not known:
+        raise InvalidRequest(
+            f"Invalid value for 'tool_choice': '{name}' is not among the tools of the run.",
+            param="tool_choice",
+            code="invalid_value",
+        )
 
 
 def _kept(value: T | UnsetType, old: T) -> T:

@@ -12,6 +12,7 @@ import msgspec
 
 from perdure.domain.budget import ContextExceeded, Limits, Prompt, PromptCapReached, Shown, fit
 from perdure.domain.transcript import ChatMessage, function_tools, transcript
+from perdure.errors import RunFailure
 from perdure.models.base import Capacity, ModelRequest
 from perdure.models.tokens import MESSAGE_TOKENS
 from perdure.store.db import Database, Operation
@@ -20,7 +21,7 @@ from perdure.store.steps import list_all_steps
 from perdure.wire.messages import Message
 from perdure.wire.runs import Extra, Run
 from perdure.wire.steps import RunStep
-from perdure.wire.tools import FormatText
+from perdure.wire.tools import ChooseCodeInterpreter, ChooseFileSearch, FormatText
 
 OVERHEAD_BYTES = 64
 """More than the frame of any request costs, without its tools and its schema."""
@@ -116,6 +117,9 @@ def _request(run: Run, extra: Extra, model: str, steps: list[RunStep]) -> ModelR
     tools = function_tools(run)
     first = not any(step.type == "tool_calls" and step.status == "completed" for step in steps)
     choice = None if run.tool_choice == "auto" or not (first or run.tool_choice == "none") else run.tool_choice
+    if isinstance(choice, ChooseFileSearch | ChooseCodeInterpreter):
+        kind = "file_search" if isinstance(choice, ChooseFileSearch) else "code_interpreter"
+        raise RunFailure(f"The run must begin with {kind}, which this version of Perdure does not run yet.")
     plain = run.response_format == "auto" or isinstance(run.response_format, FormatText)
     return ModelRequest(
         model=model,

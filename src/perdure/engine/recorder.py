@@ -77,6 +77,7 @@ class Recorder:
         self._flushing: asyncio.Task[None] | None = None
         self._writing = asyncio.Lock()
         self._flush_failure: BaseException | None = None
+        self._extra: Extra | None = None
         self._message: OpenMessage | None = None
         self._calls: OpenCalls | None = None
 
@@ -113,13 +114,19 @@ class Recorder:
             now = int(self._clock.now())
             self._shown(await self._database.run(record_change, self._hold, self._pending, change, now))
 
-    async def wind_up(self, to: RunStatus, *, failure: RunFailure | None = None, extra: Extra | None = None) -> None:
-        """End the run as cancelled, expired or failed, or put it back into the queue."""
+    def note(self, extra: Extra) -> None:
+        """Remember what was counted: it counts also if the run ends badly."""
+        self._extra = extra
+
+    async def wind_up(self, to: RunStatus, *, failure: RunFailure | None = None) -> None:
+        """End the run as cancelled, expired, failed or cut short in a call, or put it back into the queue."""
         async with self._writing:
             self._check_flushed()
             now = int(self._clock.now())
             self._shown(
-                await self._database.run(wind_up, self._hold, self._pending, to, now, failure=failure, extra=extra)
+                await self._database.run(
+                    wind_up, self._hold, self._pending, to, now, failure=failure, extra=self._extra
+                )
             )
 
     def _check_flushed(self) -> None:

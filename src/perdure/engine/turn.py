@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
@@ -31,6 +31,8 @@ from perdure.models.base import (
 from perdure.wire.kinds import CompletionTokensDetails, PromptTokenDetails, Usage
 from perdure.wire.runs import Extra, Run
 from perdure.wire.tools import FunctionTool
+
+T = TypeVar("T")
 
 log = logging.getLogger("perdure.engine")
 
@@ -53,14 +55,33 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason: StopReason | None = None
+        self._fired: asyncio.Event | None = None
         self._inbox: asyncio.Queue[ModelPiece | BaseException | None] | None = None
 
     def fire(self, reason: StopReason) -> None:
         """Stop."""
         if self.reason is None:
             self.reason = reason
+            if self._fired is not None:
+                self._fired.set()
             if self._inbox is not None:
                 self._inbox.put_nowait(None)
+
+    async def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
+        """Return what the work returns, or break it off and raise Stopped when fired."""
+        self.check()
+        fired = self._fired = asyncio.Event()
+        doing = asyncio.get_running_loop().create_task(work)
+        waiting = asyncio.get_running_loop().create_task(fired.wait())
+        try:
+            await asyncio.wait({doing, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            self.check()
+            return await doing
+        finally:
+            self._fired = None
+            for one in (doing, waiting):
+                one.cancel()
+            await asyncio.wait({doing, waiting})
 
     def check(self) -> None:
         """Raise Stopped if it was fired."""
@@ -130,27 +151,40 @@ async def run_turn(recorder: Recorder, run: Run, extra: Extra, model: Model, req
     known = {tool.function.name for tool in run.tools if isinstance(tool, FunctionTool)}
     async with aclosing(stop.listen(model, request)) as pieces:
         async for piece in pieces:
-            await _take(recorder, turn, piece, known)
+            await _take(recorder, turn, piece, known, request.model)
     if turn.usage is None:
         turn.usage = _counted(model, request, turn)
     counted = Extra(given=extra.given, usage=add_usage(extra.usage, turn.usage))
-    if turn.calls and turn.reason not in {"length", "content_filter"}:
-        _refuse_malformed(turn.calls)
-        counted.step_usage = turn.usage
-        await recorder.end_message(None)  # text behind the calls
-        await recorder.require_action(counted)
-    elif turn.calls:
-        raise RunFailure("The model was cut short in the middle of a tool call. Allow it more tokens.")
+    recorder.note(counted)
+    if turn.calls:
+        await _end_with_calls(recorder, turn, counted, request.model)
     elif turn.reason == "length":
         await recorder.finish(turn.usage, counted, cut="max_tokens")
     elif turn.reason == "content_filter":
-        failure = RunFailure("The model's content filter stopped the answer.", code="invalid_prompt")
-        await recorder.finish(turn.usage, counted, cut="content_filter", failure=failure)
+        await recorder.finish(turn.usage, counted, cut="content_filter", failure=_filtered())
     else:
         await recorder.finish(turn.usage, counted)
 
 
-def _refuse_malformed(calls: list[MadeCall]) -> None:
+async def _end_with_calls(recorder: Recorder, turn: Turn, counted: Extra, model: str) -> None:
+    """Let the program answer the calls, unless the model was cut short in the middle of one."""
+    if turn.reason == "length":
+        cut = RunFailure("The model was cut short in the middle of a call: max_completion_tokens was reached.")
+        await recorder.wind_up("incomplete", failure=cut)
+        return
+    if turn.reason == "content_filter":
+        raise _filtered()
+    _refuse_malformed(turn.calls, model)
+    counted.step_usage = turn.usage
+    await recorder.end_message(None)  # text behind the calls
+    await recorder.require_action(counted)
+
+
+def _filtered() -> RunFailure:
+    return RunFailure("The model's content filter stopped the answer.", code="invalid_prompt")
+
+
+def _refuse_malformed(calls: list[MadeCall], model: str) -> None:
     """Raise RunFailure for arguments that no program could read."""
     for call in calls:
         text = "".join(call.arguments)
@@ -160,8 +194,9 @@ def _refuse_malformed(calls: list[MadeCall]) -> None:
             value = None
         if not isinstance(value, dict):
             raise RunFailure(
-                f"The model called '{call.name}' with malformed arguments, which are no JSON object: {text[:200]!r}. "
-                "Ask again, set `strict` on the function, or take a model that is better at calling functions."
+                f"The model '{model}' called '{call.name}' with malformed arguments, which are no JSON object: "
+                f"{text[:200]!r}. Ask again, set `strict` on the function, or take a model that is better at calling "
+                "functions."
             )
 
 
@@ -183,22 +218,25 @@ def usage_of(counted: ModelUsage) -> Usage:
     )
 
 
-async def _take(recorder: Recorder, turn: Turn, piece: ModelPiece, known: set[str]) -> None:
+async def _take(recorder: Recorder, turn: Turn, piece: ModelPiece, known: set[str], model: str) -> None:
     if isinstance(piece, TextDelta | RefusalDelta):
         if piece.text:
             turn.said.append(piece.text)
             await (recorder.text if isinstance(piece, TextDelta) else recorder.refusal)(piece.text)
     elif isinstance(piece, ToolCallDelta):
-        await _take_call(recorder, turn, piece, known)
+        if piece.name is not None and piece.name not in known:
+            raise RunFailure(
+                f"The model '{model}' called '{piece.name}', which is none of the run's functions. Ask again, or take "
+                "a model that is better at calling functions."
+            )
+        await _take_call(recorder, turn, piece)
     elif isinstance(piece, ModelUsage):
         turn.usage = usage_of(piece)
     elif isinstance(piece, Finished):
         turn.reason = piece.reason
 
 
-async def _take_call(recorder: Recorder, turn: Turn, piece: ToolCallDelta, known: set[str]) -> None:
-    if piece.name is not None and piece.name not in known:
-        raise RunFailure(f"The model called '{piece.name}', which is none of the run's functions.")
+async def _take_call(recorder: Recorder, turn: Turn, piece: ToolCallDelta) -> None:
     if not turn.calls:
         await recorder.end_message(None)
     if piece.index == len(turn.calls):

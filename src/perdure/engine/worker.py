@@ -252,7 +252,7 @@ class Worker:
         run, extra = claim.row.run, claim.row.extra
         try:
             stop.check()
-            model, name = await self._models.resolve(run.model)
+            model, name = await stop.wait_for(self._models.resolve(run.model))
             capacity = model.capacity(name)
             room = limits_of(run, extra, capacity).thread_room
             history = await history_of(self._database, run, room)

@@ -103,7 +103,8 @@ def refused(address: UpstreamAddress, status: int, error: UpstreamError, model: 
             403: f"The {who} denied access to model '{model}' (status 403): {said} Check {address.key_setting}.",
             404: f"The {who} does not know model '{model}' or the path /chat/completions (status 404): {said} "
             f"Check the model's name, PERDURE_MODEL_MAP, and {address.url_setting} (it usually ends in /v1).",
-            429: f"The {who} limits its rate for model '{model}' (status 429): {said}",
+            429: f"The {who} limits its rate for model '{model}' (status 429): {said} Wait, or raise the limit there; "
+            "PERDURE_UPSTREAM_RETRIES says how often a call is tried again.",
         }.get(status, f"The {who} failed for model '{model}' with status {status}: {said} Look into its log."),
         code=run_error_code(status, error.code, error.message),
     )

@@ -11,13 +11,14 @@ import msgspec
 from perdure.domain.lifecycle import BROKEN_OFF, TERMINAL, EndReason, move_run, move_step
 from perdure.errors import RunFailure
 from perdure.store.db import Operation, Row
-from perdure.store.event_log import Draft, append_events, number_events, written_parts
+from perdure.store.event_log import Draft, append_events, number_events, written_calls, written_parts
 from perdure.store.messages import find_open_message, write_message
 from perdure.store.runs import COLUMNS, Hold, RunRow, lock_held, read_row, write_move
 from perdure.store.steps import list_open_steps, write_step
 from perdure.wire.events import ATTEMPT_STRIDE, RUN_EVENTS, EventName, LogEvent
 from perdure.wire.messages import IncompleteMessage
-from perdure.wire.runs import Extra, RunStatus
+from perdure.wire.runs import Extra, IncompleteRun, RunStatus
+from perdure.wire.steps import RunStep, ToolCalls
 
 STEP_EVENTS: dict[EndReason, EventName] = {
     "cancelled": "thread.run.step.cancelled",
@@ -35,7 +36,7 @@ def wind_up(
     failure: RunFailure | None = None,
     extra: Extra | None = None,
 ) -> Operation[list[LogEvent]]:
-    """End a held run as cancelled, expired or failed, or put it back (`queued`); return the new events.
+    """End a held run as cancelled, expired, failed or cut short in a call, or put it back; return the new events.
 
     A run that was cancelled meanwhile ends cancelled, whatever was asked for. Raises LeaseLost.
     """
@@ -114,9 +115,16 @@ def _end(
         drafts.append(("thread.run.cancelling", row.run))
         moved = move_run(row.run, "cancelled", now, usage=extra.usage)
     else:
-        how: EndReason = "expired" if to == "expired" else "failed" if to in {"failed", "queued"} else "cancelled"
+        how: EndReason = "cancelled" if to == "cancelled" else "expired" if to == "expired" else "failed"
         drafts = yield from _close_open(row, how, now, failure)
-        moved = move_run(row.run, to, now, usage=extra.usage, failure=failure if to == "failed" else None)
+        moved = move_run(
+            row.run,
+            to,
+            now,
+            usage=extra.usage,
+            failure=failure if to == "failed" else None,
+            incomplete=IncompleteRun(reason="max_completion_tokens") if to == "incomplete" else None,
+        )
     drafts.append((RUN_EVENTS[moved.status], moved))
     events = number_events(drafts, last)
     ended_at = now if moved.status in TERMINAL else None
@@ -124,10 +132,18 @@ def _end(
     return events
 
 
+def _with_calls(step: RunStep) -> Operation[RunStep]:
+    """Return the step with the calls that were shown of it, if it broke off before they were stored."""
+    if not isinstance(step.step_details, ToolCalls) or step.step_details.tool_calls:
+        return step
+    calls = yield from written_calls(step.run_id, step.id)
+    return msgspec.structs.replace(step, step_details=ToolCalls(tool_calls=calls))
+
+
 def _close_open(row: RunRow, how: EndReason, now: int, failure: RunFailure | None) -> Operation[list[Draft]]:
     drafts: list[Draft] = []
     for open_step in (yield from list_open_steps(row.run.id)):
-        step = move_step(open_step, how, now, failure=failure)
+        step = move_step((yield from _with_calls(open_step)), how, now, failure=failure)
         yield from write_step(step)
         drafts.append((STEP_EVENTS[how], step))
     message = yield from find_open_message(row.run.id)

@@ -12,11 +12,13 @@ import msgspec
 
 from perdure.store.bodies import encode
 from perdure.store.db import Do, Operation, Row, Rows
-from perdure.wire.events import EventName, LogEvent, MessageDelta
+from perdure.wire.events import EventName, LogEvent, MessageDelta, StepDelta
 from perdure.wire.messages import ContentPart, RefusalPart, TextPart, TextValue
+from perdure.wire.steps import FunctionCallOutput, FunctionStepCall, StepCall
 
 _read_events = msgspec.json.Decoder(list[LogEvent]).decode
 _read_delta = msgspec.json.Decoder(MessageDelta).decode
+_read_step_delta = msgspec.json.Decoder(StepDelta).decode
 READ_ROWS = 200
 CLEAN_RUNS = 100
 
@@ -75,6 +77,24 @@ def written_parts(run_id: str, message_id: str) -> Operation[list[ContentPart]]:
     if refusal:
         parts.append(RefusalPart(refusal=refusal))
     return parts
+
+
+def written_calls(run_id: str, step_id: str) -> Operation[list[StepCall]]:
+    """Return what the log has of function calls that were never finished: the concatenation of their deltas."""
+    rows = yield Rows("SELECT events FROM run_events WHERE run_id = $1 ORDER BY last_sequence", run_id)
+    calls: list[FunctionStepCall] = []
+    for row in rows:
+        for event in _read_events(row[0]):
+            if event.name != "thread.run.step.delta":
+                continue
+            delta = _read_step_delta(event.data)
+            for call in delta.delta.step_details["tool_calls"] if delta.id == step_id else ():
+                function = call["function"]
+                if call["index"] == len(calls):
+                    new = FunctionCallOutput(name=function["name"], arguments="")
+                    calls.append(FunctionStepCall(id=call["id"], function=new))
+                calls[call["index"]].function.arguments += function["arguments"]
+    return list(calls)
 
 
 def is_log_over(run_id: str, after: int) -> Operation[bool]:
