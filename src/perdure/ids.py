@@ -15,6 +15,7 @@ from typing import Protocol
 from perdure.errors import InvalidRequest
 
 ALPHABET = string.ascii_letters + string.digits
+ID_BYTES = 32
 PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 PREFIXES = {
     "assistant_id": "asst",
@@ -58,19 +59,34 @@ class Ids(Protocol):
 
 
 class RandomIds:
-    """Identifiers from the system's random source."""
+    """Identifiers from the system's random source, for use by one thread.
+
+    The source is read a few kilobytes at a time: during each call into the kernel other threads take the interpreter.
+    """
+
+    def __init__(self) -> None:
+        self._random = b""
+        self._used = 0
 
     def new(self, prefix: str) -> str:
         """Return a fresh identifier, 142 bits wide.
 
-        24 characters of 62 out of 32 random bytes: one read of the source, a bias below 2**-100.
+        24 characters of 62 out of 32 random bytes: a bias below 2**-100.
         """
-        number = int.from_bytes(secrets.token_bytes(32), "big")
+        number = int.from_bytes(self._next_bytes(), "big")
         letters = []
         for _ in range(12):
             number, index = divmod(number, len(PAIRS))
             letters.append(PAIRS[index])
         return f"{prefix}_{''.join(letters)}"
+
+    def _next_bytes(self) -> bytes:
+        begin, self._used = self._used, self._used + ID_BYTES
+        random = self._random
+        if self._used > len(random):
+            random = self._random = secrets.token_bytes(ID_BYTES * 128)
+            begin, self._used = 0, ID_BYTES
+        return random[begin : begin + ID_BYTES]
 
 
 def check_id(param: str, value: str) -> str:

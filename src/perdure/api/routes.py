@@ -6,13 +6,14 @@ The API is mounted at `/v1`, at `/openai/v1` and at `/openai` (Azure's shape); l
 
 from __future__ import annotations
 
-from starlette.routing import BaseRoute, Mount, Route, Router
+from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp
 
 from perdure.api import assistants, messages, models, runs, steps, threads
 from perdure.api.call import Context
 from perdure.api.door import Endpoint, unknown_path
 from perdure.api.openapi import Document, Operation
+from perdure.api.shortcut import Shortcut
 from perdure.wire.assistants import Assistant, CreateAssistant, ModifyAssistant
 from perdure.wire.kinds import Deleted
 from perdure.wire.messages import CreateMessage, Message, ModifyMessage
@@ -159,19 +160,21 @@ OPERATIONS: tuple[Operation, ...] = (
 )
 
 
-def routes(context: Context, beyond: ASGIApp = unknown_path) -> Router:
-    """Return the router with the API at all its mounts. `beyond` gets every path at them that is not in the table."""
+def routes(context: Context, beyond: ASGIApp = unknown_path) -> Shortcut:
+    """Return the application with the API at all its mounts. `beyond` gets what is at them and not in the table."""
     by_path: dict[str, dict[str, Operation]] = {}
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
-    endpoints: list[BaseRoute] = [
-        Route(path, Endpoint(context, {method: (one.handler, one.body) for method, one in methods.items()}))
+    endpoints = {
+        path: Endpoint(context, {method: (one.handler, one.body) for method, one in methods.items()})
         for path, methods in sorted(by_path.items(), key=lambda item: _rank(item[0]))
-    ]
+    }
     document = Route("/openapi.json", Document(OPERATIONS, MOUNTS))
-    api = Router([document, *endpoints], redirect_slashes=False, default=beyond)
+    paths = [Route(path, endpoint) for path, endpoint in endpoints.items()]
+    api = Router([document, *paths], redirect_slashes=False, default=beyond)
     mounts = [Mount(prefix, app=api) for prefix in MOUNTS]
-    return Router([Route("/health", Endpoint(context, {}, health=True)), document, *mounts], default=unknown_path)
+    health = Route("/health", Endpoint(context, {}, health=True))
+    return Shortcut(Router([health, document, *mounts], default=unknown_path), endpoints, MOUNTS)
 
 
 def _rank(path: str) -> int:

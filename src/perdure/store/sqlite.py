@@ -35,7 +35,7 @@ SERIAL = "INTEGER PRIMARY KEY AUTOINCREMENT"
 BATCH = 256  # operations in one commit at most: bounds the wait of the first and the size of a rollback
 SCAN_THREADS = 2
 BUSY_SECONDS = 5.0
-WAL_PAGES = 4000  # 16 MB between checkpoints: a page that is written often is copied back once
+WAL_PAGES = 16000  # 64 MB between checkpoints: a page that is written often is copied back once
 
 _PRAGMAS = (
     "PRAGMA journal_mode = WAL",
