@@ -80,6 +80,10 @@ class RandomIds:
             letters.append(PAIRS[index])
         return f"{prefix}_{''.join(letters)}"
 
+    def new_hex(self) -> str:
+        """Return 32 hexadecimal digits: the hosted server's request ids look like that."""
+        return self._next_bytes()[:16].hex()
+
     def _next_bytes(self) -> bytes:
         begin, self._used = self._used, self._used + ID_BYTES
         random = self._random

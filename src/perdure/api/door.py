@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import secrets
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -22,7 +21,7 @@ from perdure.api.call import Call, Context, Handler, answer, searchable
 from perdure.api.failures import ServerFault, failure_response
 from perdure.api.v1_beta import betas_of, from_v1, no_beta_header, to_v1
 from perdure.errors import ApiError, BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout
-from perdure.ids import PREFIXES, check_id
+from perdure.ids import PREFIXES, RandomIds, check_id
 from perdure.wire.refusals import decode_body
 
 log = logging.getLogger("perdure.api")
@@ -46,13 +45,14 @@ class Front:
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
+        self._ids = RandomIds()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
         if scope["type"] != "http":
             return
         started = time.perf_counter()
-        request_id = f"req_{secrets.token_hex(16)}"
+        request_id = f"req_{self._ids.new_hex()}"
         begun = False
 
         async def send_with_headers(message: Message) -> None:
