@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -121,6 +122,9 @@ def _builtin(settings: Settings, *, needed: bool) -> tuple[str, Model] | None:
                 f"no weights for the built-in model '{settings.builtin_model}': run `perdure models pull smollm2`, "
                 "or set PERDURE_UPSTREAM_URL to an OpenAI-compatible server"
             )
+        return None
+    if not needed and find_spec("xllamacpp") is None:
+        log.info("the built-in model is left out: it needs the extra `pip install 'perdure[builtin]'`")
         return None
     return found[0], LocalModel(found[0], found[1], settings)
 
