@@ -306,7 +306,9 @@ def _drive(cursor: sqlite3.Cursor, steps: Generator[Statement, Any, T], *, most:
         if most is not None and taken > most:
             raise _MoreStatementsError
         try:
-            cursor.execute(_numbered(statement.sql), statement.args)
+            sql, order = _nameless(statement.sql)
+            args = statement.args if order is None else [statement.args[place] for place in order]
+            cursor.execute(sql, args)
         except sqlite3.Error as error:
             error.add_note(f"in {statement.sql}")
             raise
@@ -319,9 +321,13 @@ def _drive(cursor: sqlite3.Cursor, steps: Generator[Statement, Any, T], *, most:
 
 
 @lru_cache(maxsize=2048)
-def _numbered(sql: str) -> str:
-    """Spell `$1` the way SQLite numbers parameters."""
-    return re.sub(r"\$(\d+)", r"?\1", sql)
+def _nameless(sql: str) -> tuple[str, tuple[int, ...] | None]:
+    """Spell `$1` as `?`, and say in which order the parameters are then wanted; None: as they come, each once.
+
+    Not `?1`: Python 3.12 up to 3.12.3 takes that for a name and warns.
+    """
+    order = tuple(int(number) - 1 for number in re.findall(r"\$(\d+)", sql))
+    return re.sub(r"\$\d+", "?", sql), None if order == tuple(range(len(order))) else order
 
 
 def _deliver(batch: list[_Write], outcomes: list[_Outcome]) -> None:
