@@ -122,7 +122,7 @@ def test_an_attempt_that_lost_its_run_writes_nothing(play: Director) -> None:
         assert first is not None
         scene.clock.skip(LEASE + 1)
         now = scene.clock.now()
-        assert await scene.database.run(recover_run, run.id, None, now, lapsed_before=now, most=3)
+        assert await scene.database.run(recover_run, run.id, now, lapsed_before=now, most=3)
         for again in (False, True):
             if again:
                 assert await claim(scene) is not None
@@ -376,7 +376,7 @@ def test_a_worker_that_was_overtaken_leaves_the_new_attempt_alone(play: Director
         await scene.said(run, "old")
         scene.clock.skip(LEASE + 1)
         now = scene.clock.now()
-        await scene.database.run(recover_run, run.id, None, now, lapsed_before=now, most=3)
+        await scene.database.run(recover_run, run.id, now, lapsed_before=now, most=3)
         reader = asyncio.create_task(crew.read(run))
         crew.dispatch.tell(run.id)
         new = await begun(model, "new ", number=2)

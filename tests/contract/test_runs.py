@@ -132,16 +132,16 @@ def test_a_lease_is_renewed_by_its_attempt_only(play: Director) -> None:
         assert await scene.database.read(list_held_runs, now + LEASE + 1) == [run.id]
         assert await scene.database.run(renew_leases, [first.hold], now + 100) == {run.id: "in_progress"}
         # listed as lapsed, renewed before it was recovered: nothing to do
-        recovered = await scene.database.run(recover_run, run.id, None, now, lapsed_before=now + 50, most=3)
+        recovered = await scene.database.run(recover_run, run.id, now, lapsed_before=now + 50, most=3)
         assert recovered is None
         await scene.cancel(run)
         assert await scene.database.run(renew_leases, [first.hold], now + 100) == {run.id: "cancelling"}
         assert await scene.database.read(list_unheld_ends, int(now)) == [], "its worker winds it up"
         assert await scene.database.run(end_unheld, run.id, int(now)) is None
-        await scene.database.run(recover_run, run.id, None, now, lapsed_before=now + 101, most=3)
+        await scene.database.run(recover_run, run.id, now, lapsed_before=now + 101, most=3)
         assert (await scene.look(run)).status == "cancelled"
         assert await scene.database.run(renew_leases, [first.hold], now + 100) == {run.id: None}
-        assert await scene.database.run(recover_run, run.id, None, now, lapsed_before=None, most=3) is None
+        assert await scene.database.run(recover_run, run.id, now, lapsed_before=None, most=3) is None
 
     play(one)
 

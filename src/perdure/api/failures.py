@@ -9,8 +9,6 @@ from starlette.responses import Response
 
 from perdure.errors import ApiError, MethodNotAllowed
 
-DETAILED_PREFIXES = ("/files", "/uploads")
-
 
 def error_body(failure: ApiError) -> dict[str, Any]:
     """Return the `error` object; all four keys are always there."""

@@ -326,7 +326,7 @@ class Worker:
             if run_id in self._held:  # in work here: the next renewal mends the lease, or finds it lost
                 continue
             events = await self._database.run(
-                recover_run, run_id, None, self._clock.now(), lapsed_before=lapsed_before, most=MOST_RECOVERIES
+                recover_run, run_id, self._clock.now(), lapsed_before=lapsed_before, most=MOST_RECOVERIES
             )
             if events:
                 log.warning("run %s was dropped by its worker: %s", run_id, events[-1].name)

@@ -46,13 +46,11 @@ def wind_up(
     return (yield from _end(row, last, to, now, failure=failure, extra=extra, attempt=row.attempt))
 
 
-def recover_run(
-    run_id: str, worker_id: str | None, now: float, *, lapsed_before: float | None, most: int
-) -> Operation[list[LogEvent] | None]:
+def recover_run(run_id: str, now: float, *, lapsed_before: float | None, most: int) -> Operation[list[LogEvent] | None]:
     """Take a run from a worker that is gone and put it back into the queue; None if there is nothing to do any more.
 
     `lapsed_before` guards against a lease that was renewed since it was listed. After `most` recoveries the run ends
-    `failed`: what crashes a worker each time would do it for ever. `worker_id` only if a certain one is meant.
+    `failed`: what crashes a worker each time would do it for ever.
     """
     found = yield Row(
         f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND status IN ('in_progress', 'cancelling') "
@@ -61,7 +59,7 @@ def recover_run(
         lock="wait",
     )
     row = read_row(found) if found else None
-    if row is None or (worker_id is not None and row.worker_id != worker_id):
+    if row is None:
         return None
     if lapsed_before is not None and (row.lease_until or 0) >= lapsed_before:
         return None
