@@ -93,6 +93,11 @@ class RandomIds:
         return random[begin : begin + ID_BYTES]
 
 
+def searchable(text: str) -> str:
+    """Return an id or a name as the store may be asked for it: Postgres refuses even a question with a NUL."""
+    return text.replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
 def check_id(param: str, value: str) -> str:
     """Return `value` if it has the prefix that `param` ('thread_id', ...) demands.
 

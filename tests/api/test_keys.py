@@ -17,8 +17,8 @@ import openai
 import pytest
 
 from perdure.api.routes import OPERATIONS, Operation
-from perdure.wire.messages import CreateMessage, ModifyMessage
-from perdure.wire.runs import CreateRun, ModifyRun, SubmitToolOutputs
+from perdure.wire.messages import AddMessage, ModifyMessage
+from perdure.wire.runs import CreateRun, ModifyRun, RetryRun, SubmitToolOutputs
 from perdure.wire.threads import ModifyThread
 from tests.api.scenes import WEATHER, ask, asked, refused, settled, write_script
 from tests.server import Client, running_server, server_process
@@ -219,10 +219,11 @@ def everything(client: Client, ids: dict[str, str]) -> list[Any]:
 def body_of(operation: Operation, ids: dict[str, str]) -> dict[str, Any] | None:
     """Return a body that would do its work if the ids were one's own."""
     bodies: dict[type, dict[str, Any]] = {
-        CreateMessage: {"role": "user", "content": "x"},
+        AddMessage: {"role": "user", "content": "x"},
         ModifyMessage: {"metadata": {"stolen": "yes"}},
         CreateRun: {"assistant_id": ids["assistant_id"]},
         ModifyRun: {"metadata": {"stolen": "yes"}},
+        RetryRun: {},
         SubmitToolOutputs: {"tool_outputs": []},
         ModifyThread: {"metadata": {"stolen": "yes"}},
     }
@@ -274,6 +275,7 @@ def test_every_operation_without_ids_is_looked_at_here() -> None:
     assert {
         *("createAssistant", "listAssistants", "createThread", "createThreadAndRun"),
         *("listModels", "retrieveModel", "deleteModel"),  # models belong to nobody
+        "listThreads",
     } == WITHOUT_IDS
 
 
@@ -286,6 +288,16 @@ def test_lists_show_ones_own_only(neighbours: Neighbours) -> None:
         assert refusal == refused(neighbours.theirs.beta.assistants.list, **{cursor: "x"})._replace(
             message=refusal.message
         )
+
+
+def test_the_list_of_threads_shows_ones_own_only(neighbours: Neighbours) -> None:
+    neighbours.mine.beta.threads.update(neighbours.ids["thread_id"], metadata={"whose": "mine"})
+    for query in ("", "?metadata[whose]=mine"):
+        shown = neighbours.theirs.get(f"/threads{query}", cast_to=httpx2.Response).json()["data"]
+        assert neighbours.ids["thread_id"] not in {one["id"] for one in shown}
+        assert bool(shown) == (query == "")
+    cursor = f"/threads?after={neighbours.ids['thread_id']}"
+    assert refused(neighbours.theirs.get, cursor, cast_to=httpx2.Response).status == 400
 
 
 def test_anothers_assistant_does_not_run(neighbours: Neighbours) -> None:

@@ -17,6 +17,7 @@ from perdure.api.routes import MOUNTS, OPERATIONS, Operation
 from perdure.wire.kinds import Body
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
+STREAMED = {"createRun", "createThreadAndRun", "submitToolOuputsToRun", "retryRun", "followRunEvents"}
 IDS = [one.operation_id for one in OPERATIONS]
 
 
@@ -54,10 +55,13 @@ def test_an_operation_is_described_as_it_is(operation: Operation, document: Any)
     in_path = [parameter["name"] for parameter in one["parameters"] if parameter.get("in") == "path"]
     assert in_path == re.findall(r"\{(\w+)\}", operation.plain_path)
     assert ("requestBody" in one) == (operation.body is not None)
-    assert ("200" in one["responses"]) == (operation.gives is not None)
+    assert ("200" in one["responses"]) == (operation.gives is not None or operation.header != "")
     assert {"400", "401", "405", "500", "503"} <= set(one["responses"])
     streams = "text/event-stream" in one["responses"].get("200", {}).get("content", {})
-    assert streams == (operation.operation_id in {"createRun", "createThreadAndRun", "submitToolOuputsToRun"})
+    assert streams == (operation.operation_id in STREAMED)
+    headers = [parameter["name"] for parameter in one["parameters"] if parameter.get("in") == "header"]
+    busy = ["X-Perdure-When-Busy"] if operation.operation_id in {"createMessage", "createRun", "retryRun"} else []
+    assert headers == (["Last-Event-ID"] if operation.operation_id == "followRunEvents" else busy)
     assert operation.page == operation.operation_id.startswith("list") - (operation.operation_id == "listModels")
 
 
@@ -98,7 +102,11 @@ def test_every_operation_is_on_the_compatibility_page() -> None:
     page = (DOCS / "compatibility.md").read_text(encoding="utf-8")
     rows = dict(re.findall(r"^\| `(\w+ [^`]+)` \| \w+ \| (supported|partly|not) \|", page, re.MULTILINE))
     assert len(rows) == 51
+    added = re.findall(r"^\| `(\w+ /[^`]+)` \| [^|]+ \|$", page, re.MULTILINE)
+    assert added == [f"{one.method} {one.plain_path}" for one in OPERATIONS if one.extension]
     for operation in OPERATIONS:
+        if operation.extension:
+            continue
         expected = "partly" if operation.lacks else "supported"
         assert rows.pop(f"{operation.method} {operation.plain_path}") == expected
     assert set(rows.values()) == {"not"}

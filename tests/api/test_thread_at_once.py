@@ -40,7 +40,7 @@ REFUSALS = {
     r"accept tool outputs\.|Expected tool outputs for call_ids \[.*\], got \[.*\]",
     "cancel": r"Cannot cancel run with status '(cancelling|cancelled|completed|failed|expired|incomplete)'\.",
     "modify": r"Cannot update run with status '(queued|in_progress|requires_action|cancelling)'\.",
-    "delete": rf"Can't delete message {MESSAGE_ID} while a run is writing it\.|"
+    "delete": rf"Can't delete message {MESSAGE_ID} while a run ({RUN_ID}) is active\.|"
     rf"No message found with id '{MESSAGE_ID}'\.",
 }
 """What each operation may be refused with; the recorded texts."""

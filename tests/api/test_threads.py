@@ -109,13 +109,6 @@ def test_wrong_and_unknown_ids(client: Client) -> None:
         assert refused(call, "thread_none") == (404, "No thread found with id 'thread_none'.", None, None)
 
 
-def test_there_is_no_list_of_threads(url: str) -> None:
-    with httpx2.Client(headers={"authorization": "Bearer k"}) as plain:
-        answer = plain.get(f"{url}/threads")
-    assert answer.status_code == 405
-    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
-
-
 def test_files_that_are_not_there_are_refused(client: Client) -> None:
     resources: Any = {"code_interpreter": {"file_ids": ["file-9"]}}
     assert refused(client.beta.threads.create, tool_resources=resources).message == "No such File object: file-9"

@@ -296,9 +296,8 @@ class Stage:
 
     async def create_on(self, thread_id: str) -> Run:
         """Store another run on a thread: it shows that the thread is free."""
-        return await self.database.run(
-            create_run, CreateRun(assistant_id=self.assistant_id), self._birth(thread_id, 0, 600)
-        )
+        body = CreateRun(assistant_id=self.assistant_id)
+        return (await self.database.run(create_run, body, self._birth(thread_id, 0, 600))).run
 
     def _birth(self, thread_id: str, messages: int, expiry_seconds: int) -> Birth:
         return Birth(

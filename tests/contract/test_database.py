@@ -52,8 +52,8 @@ def add_one(name: str) -> Operation[None]:
 def insert_run(run_id: str, thread_id: str, status: str = "queued") -> Operation[int]:
     written: int = yield Do(
         "INSERT INTO runs (id, thread_id, project_id, assistant_id, status, expires_at, created_at, body) "
-        f"VALUES ($1, $2, 'proj_default', 'asst_1', $3, 1, 1, '{{}}') ON CONFLICT (thread_id) WHERE status IN {ACTIVE} "
-        "DO NOTHING",
+        "VALUES ($1, $2, 'proj_default', 'asst_1', $3, 1, 1, '{}') "
+        f"ON CONFLICT (thread_id) WHERE waits = 0 AND status IN {ACTIVE} DO NOTHING",
         run_id,
         thread_id,
         status,

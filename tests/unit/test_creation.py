@@ -18,7 +18,7 @@ from perdure.domain.creation import (
 )
 from perdure.errors import InvalidRequest
 from perdure.wire.assistants import Assistant, CreateAssistant, ModifyAssistant
-from perdure.wire.messages import CreateMessage
+from perdure.wire.messages import CreateMessage, ModifyMessage
 from perdure.wire.runs import CreateRun, Extra, Run
 from perdure.wire.threads import CreateThread, ModifyThread
 
@@ -116,8 +116,8 @@ def test_absent_keeps_null_clears() -> None:
     assert changed_thread(thread, ModifyThread(metadata=None)).metadata == {}
     assert changed_thread(thread, ModifyThread(metadata={"b": "2"})).metadata == {"b": "2"}
     message = new_message(CreateMessage(role="user", content="x", metadata={"a": "1"}), "thread_1", "msg_1", 1)
-    assert changed_message(message, msgspec.UNSET) == message
-    assert changed_message(message, None).metadata == {}
+    assert changed_message(message, ModifyMessage()) == message
+    assert changed_message(message, ModifyMessage(metadata=None)).metadata == {}
 
 
 def test_code_interpreter_brings_its_list_of_files() -> None:

@@ -152,6 +152,21 @@ def test_a_false_start_of_an_earlier_run_is_not_shown_but_a_last_word_is() -> No
     assert contents(chat_of(run(instructions=""), thread, [])) == ["one", "begun anew", "two", "broken off"]
 
 
+def test_another_try_does_not_see_what_the_first_wrote_and_replaces_it_for_later_runs() -> None:
+    failed = own("half", run_id="run_a", status="incomplete")
+    thread = [message("one"), failed]
+    assert contents(chat_of(run(), thread, [])) == ["Be brief.", "one", "half"]
+    tried = transcript(run(), thread, [], ["run_a"])
+    assert contents([one for part in tried for one in part]) == ["Be brief.", "one"]
+    assert contents(chat_of(run(), [*thread, own("whole", run_id="run_b")], [])) == ["Be brief.", "one", "whole"]
+
+
+def test_an_answer_cut_at_a_token_cap_is_shown_with_its_continuation() -> None:
+    cut = own("first half", run_id="run_a", status="incomplete", incomplete_details={"reason": "max_tokens"})
+    thread = [message("one"), cut, own("second half", run_id="run_b")]
+    assert contents(chat_of(run(), thread, [])) == ["Be brief.", "one", "first half", "second half"]
+
+
 def test_truncation_counts_the_threads_messages_and_spares_instructions_and_the_run() -> None:
     strategy = {"type": "last_messages", "last_messages": 2}
     thread = [message("one"), message("two"), message("three"), own("mine")]

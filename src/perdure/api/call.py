@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast, get_args
 
 import msgspec
 from starlette.datastructures import QueryParams
@@ -15,15 +15,18 @@ from perdure.api.auth import Keys
 from perdure.engine.dispatch import Dispatch
 from perdure.engine.live import Feeds
 from perdure.errors import InvalidRequest
-from perdure.ids import Clock, Ids
+from perdure.ids import Clock, Ids, searchable
 from perdure.models.names import ModelRegistry
 from perdure.store.db import Database
+from perdure.store.run_requests import Place
+from perdure.wire.kinds import WhenBusy
 from perdure.wire.page import PageQuery
 from perdure.wire.refusals import number_out_of_range, unsupported_value
 
 B = TypeVar("B")
 _encode = msgspec.json.Encoder().encode
 MOST_PER_PAGE = 100
+BUSY_HEADER = "X-Perdure-When-Busy"
 
 
 class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
@@ -116,9 +119,24 @@ def answer(value: Any, headers: dict[str, str] | None = None) -> Response:
     return JsonAnswer(content, headers)
 
 
-def searchable(object_id: str) -> str:
-    """Return an id as the store may be asked for it. None holds a NUL, and Postgres refuses even the question."""
-    return object_id.replace("\0", "\N{REPLACEMENT CHARACTER}")
+def when_busy(call: Call[Any], given: WhenBusy | None) -> WhenBusy:
+    """Return what to do on a busy thread: as the body says, else the header, else refuse. Raises InvalidRequest."""
+    if given is not None:
+        return given
+    wanted = call.headers.get(BUSY_HEADER.lower(), "").strip().lower() or "reject"
+    for known in get_args(WhenBusy):
+        if wanted == known:
+            return cast("WhenBusy", known)
+    raise unsupported_value(BUSY_HEADER, wanted, list(get_args(WhenBusy)))
+
+
+def stand_behind(call: Call[Any], place: Place | None) -> dict[str, str]:
+    """Return the header that names the run that something waits for, and have that run stopped if it was wanted."""
+    if place is None:
+        return {}
+    if place.interrupts:
+        call.context.dispatch.interrupt(place.behind)
+    return {"x-perdure-behind": place.behind}
 
 
 def page_query(query: QueryParams) -> PageQuery:

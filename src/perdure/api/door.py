@@ -17,11 +17,11 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from perdure.api.call import Call, Context, Handler, answer, searchable
+from perdure.api.call import Call, Context, Handler, answer
 from perdure.api.failures import ServerFault, failure_response
 from perdure.api.v1_beta import betas_of, from_v1, no_beta_header, to_v1
 from perdure.errors import ApiError, BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout
-from perdure.ids import PREFIXES, RandomIds, check_id
+from perdure.ids import PREFIXES, RandomIds, check_id, searchable
 from perdure.wire.refusals import decode_body
 
 log = logging.getLogger("perdure.api")

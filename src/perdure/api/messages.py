@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from starlette.responses import Response
 
-from perdure.api.call import Call, answer, page_query, searchable
+from perdure.api.call import Call, answer, page_query, stand_behind, when_busy
 from perdure.api.resources import refuse_unknown_files
 from perdure.domain.creation import new_message
-from perdure.ids import check_id
+from perdure.ids import check_id, searchable
 from perdure.store.db import Operation
-from perdure.store.messages import delete_message as delete_stored
 from perdure.store.messages import get_message as get_stored
 from perdure.store.messages import list_messages as list_stored
-from perdure.store.messages import update_message
-from perdure.store.run_requests import add_message
+from perdure.store.run_requests import add_message, update_message
+from perdure.store.run_requests import delete_message as delete_stored
 from perdure.store.threads import get_thread_body
 from perdure.wire.kinds import Deleted
-from perdure.wire.messages import CreateMessage, Message, ModifyMessage
+from perdure.wire.messages import AddMessage, ModifyMessage
 from perdure.wire.page import Page, PageQuery
 
 
-async def create_message(call: Call[CreateMessage]) -> Response:
+async def create_message(call: Call[AddMessage]) -> Response:
     """POST /threads/{thread_id}/messages."""
     refuse_unknown_files([call.body])
     message = new_message(call.body, call.ids["thread_id"], call.new_id("msg"), call.now)
-    await call.context.database.run(add_message, message, call.project_id)
-    return answer(message)
+    busy = when_busy(call, call.body.x_when_busy)
+    place = await call.context.database.run(add_message, message, call.project_id, busy, call.now)
+    return answer(message, stand_behind(call, place))
 
 
 async def list_messages(call: Call[None]) -> Response:
@@ -57,23 +57,13 @@ def _get_of_project(message_id: str, thread_id: str, project_id: str) -> Operati
 
 async def modify_message(call: Call[ModifyMessage]) -> Response:
     """POST /threads/{thread_id}/messages/{message_id}."""
-    return answer(await call.context.database.run(_update_of_project, *_path(call), call.body))
-
-
-def _update_of_project(message_id: str, thread_id: str, project_id: str, body: ModifyMessage) -> Operation[Message]:
-    yield from get_thread_body(thread_id, project_id)
-    return (yield from update_message(message_id, thread_id, body.metadata))
+    return answer(await call.context.database.run(update_message, *_path(call), call.body))
 
 
 async def delete_message(call: Call[None]) -> Response:
     """DELETE /threads/{thread_id}/messages/{message_id}."""
-    await call.context.database.run(_delete_of_project, *_path(call), call.now)
+    await call.context.database.run(delete_stored, *_path(call), call.now)
     return answer(Deleted(id=call.ids["message_id"], object="thread.message.deleted"))
-
-
-def _delete_of_project(message_id: str, thread_id: str, project_id: str, now: int) -> Operation[None]:
-    yield from get_thread_body(thread_id, project_id)
-    yield from delete_stored(message_id, thread_id, now)
 
 
 def _path(call: Call[ModifyMessage] | Call[None]) -> tuple[str, str, str]:

@@ -16,7 +16,7 @@ from msgspec import UnsetType
 from starlette.types import Receive, Scope, Send
 
 from perdure import __version__
-from perdure.api.call import MOST_PER_PAGE, Handler, answer
+from perdure.api.call import BUSY_HEADER, MOST_PER_PAGE, Handler, answer
 from perdure.api.failures import ServerFault
 from perdure.errors import (
     ApiError,
@@ -30,7 +30,7 @@ from perdure.errors import (
 )
 from perdure.ids import PREFIXES
 from perdure.wire.events import EventName, MessageDelta, StepDelta
-from perdure.wire.kinds import Object
+from perdure.wire.kinds import Object, WhenBusy
 from perdure.wire.messages import Message
 from perdure.wire.page import PageQuery
 from perdure.wire.runs import Run
@@ -50,7 +50,7 @@ class Operation(msgspec.Struct, frozen=True):
     """One operation of the API.
 
     `body` is None where no body is read, `gives` is what a 200 carries, or a page of it, and None where there never is
-    one. `lacks` says where it falls short of the hosted operation.
+    one. `lacks` says where it falls short of the hosted operation, `extension` what it is that the hosted API lacked.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -60,8 +60,15 @@ class Operation(msgspec.Struct, frozen=True):
     body: type | None = None
     gives: type | None = None
     page: bool = False
-    query: tuple[Literal["run_id", "include[]"], ...] = ()
+    query: tuple[Literal["run_id", "include[]", "metadata", "created_at"], ...] = ()
+    header: Literal["Last-Event-ID", ""] = ""
     lacks: str = ""
+    extension: str = ""
+
+    @property
+    def waits(self) -> bool:
+        """Whether the body can ask to wait on a busy thread, and a header too."""
+        return self.body is not None and any(one.name == "x_when_busy" for one in msgspec.structs.fields(self.body))
 
     @property
     def streams(self) -> bool:
@@ -155,11 +162,13 @@ def _operation(operation: Operation) -> Json:
         "operationId": operation.operation_id,
         "summary": _summary(operation.operation_id),
         "tags": [operation.path.split("/")[1]],
-        "parameters": [*_path_parameters(operation), *_query_parameters(operation)],
+        "parameters": [*_path_parameters(operation), *_query_parameters(operation), *_header_parameters(operation)],
         "responses": _answers(operation),
     }
     if operation.lacks:
         described["description"] = f"Differs from the hosted operation: {operation.lacks}."
+    if operation.extension:
+        described["description"] = f"The hosted API did not have this: {operation.extension}."
     if operation.body is not None:
         needed = any(field.required for field in msgspec.structs.fields(operation.body))
         described["requestBody"] = {
@@ -189,6 +198,12 @@ _QUERY: dict[str, Json] = {
     "before": {"type": "string"},
     "run_id": {"type": "string", "pattern": f"^({PREFIXES['run_id']}.*)?$"},
     "include[]": {"type": "array", "items": {"type": "string"}},
+    "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    "created_at": {
+        "type": "object",
+        "properties": {name: {"type": "integer", "minimum": 0} for name in ("gt", "gte", "lt", "lte")},
+        "additionalProperties": False,
+    },
 }
 _QUERY_TEXTS = {
     "limit": "How many objects a page holds at most.",
@@ -197,11 +212,35 @@ _QUERY_TEXTS = {
     "before": "The id before which the page ends.",
     "run_id": "Only what this run wrote.",
     "include[]": "Taken and ignored as long as there is no file search.",
+    "metadata": "`metadata[key]=value`: only what has this metadata, all of it.",
+    "created_at": "`created_at[gte]=1700000000`: only what was created within these times, in Unix seconds.",
 }
 
 
 def _query_parameter(name: str) -> Json:
-    return {"name": name, "in": "query", "description": _QUERY_TEXTS[name], "schema": _QUERY[name]}
+    described: Json = {"name": name, "in": "query", "description": _QUERY_TEXTS[name], "schema": _QUERY[name]}
+    if _QUERY[name]["type"] == "object":
+        described |= {"style": "deepObject", "explode": True}
+    return described
+
+
+def _header_parameters(operation: Operation) -> Iterator[Json]:
+    if operation.waits:
+        yield _header_parameter(
+            BUSY_HEADER,
+            "`x_when_busy` for clients that can not set it in the body.",
+            {"enum": list(get_args(WhenBusy))},
+        )
+    if operation.header:
+        yield _header_parameter(
+            operation.header,
+            "The `id` of the last event that was seen.",
+            {"type": "string", "pattern": "^[0-9]{1,18}$"},
+        )
+
+
+def _header_parameter(name: str, text: str, schema: Json) -> Json:
+    return {"name": name, "in": "header", "description": text, "schema": schema}
 
 
 def _query_parameters(operation: Operation) -> Iterator[Json]:
@@ -215,6 +254,8 @@ def _query_parameters(operation: Operation) -> Iterator[Json]:
 
 def _answers(operation: Operation) -> Json:
     answers: Json = {} if operation.gives is None else {"200": _success(operation)}
+    if operation.header:
+        answers["200"] = {"description": "Done.", "content": {"text/event-stream": _stream()}}
     for kind in _refusals():
         if _can_be_refused(operation, kind):
             answers[str(kind.status)] = {"$ref": f"#/components/responses/{kind.__name__}"}
@@ -226,7 +267,7 @@ def _success(operation: Operation) -> Json:
     schema = {"$ref": f"#/components/schemas/{_page_name(operation)}"} if operation.page else _ref(operation.gives)
     content: Json = {"application/json": {"schema": schema}}
     if operation.streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}, "x-events": _events()}
+        content["text/event-stream"] = _stream()
     headers = {"x-request-id": _header("x-request-id")}
     if operation.gives is Run and not operation.page:
         headers["openai-poll-after-ms"] = _header("openai-poll-after-ms")
@@ -235,6 +276,10 @@ def _success(operation: Operation) -> Json:
 
 def _header(name: str) -> Json:
     return {"$ref": f"#/components/headers/{name}"}
+
+
+def _stream() -> Json:
+    return {"x-events": _events()}
 
 
 def _events() -> Json:

@@ -9,18 +9,18 @@ from __future__ import annotations
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp
 
-from perdure.api import assistants, messages, models, runs, steps, threads
+from perdure.api import assistants, events, messages, models, runs, steps, threads
 from perdure.api.call import Context
 from perdure.api.door import Endpoint, unknown_path
 from perdure.api.openapi import Document, Operation
 from perdure.api.shortcut import Shortcut
 from perdure.wire.assistants import Assistant, CreateAssistant, ModifyAssistant
 from perdure.wire.kinds import Deleted
-from perdure.wire.messages import CreateMessage, Message, ModifyMessage
+from perdure.wire.messages import AddMessage, Message, ModifyMessage
 from perdure.wire.models import ModelList, ModelObject
-from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, Run, SubmitToolOutputs
+from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, RetryRun, Run, SubmitToolOutputs
 from perdure.wire.steps import RunStep
-from perdure.wire.threads import CreateThread, ModifyThread, Thread
+from perdure.wire.threads import CreateThread, ForkThread, ModifyThread, Thread
 
 __all__ = ["MOUNTS", "OPERATIONS", "Operation", "routes"]
 
@@ -36,7 +36,7 @@ OPERATIONS: tuple[Operation, ...] = (
         "/threads/{thread_id}/messages",
         "createMessage",
         messages.create_message,
-        CreateMessage,
+        AddMessage,
         gives=Message,
         lacks="attachments and `image_file` parts: naming a file is a 404",
     ),
@@ -156,6 +156,44 @@ OPERATIONS: tuple[Operation, ...] = (
         "deleteModel",
         models.delete_model,
         lacks="there are no fine-tuned models to delete: always a 400, or a 404 for an unknown name",
+    ),
+    Operation(
+        "GET",
+        "/threads",
+        "listThreads",
+        threads.list_threads,
+        gives=Thread,
+        page=True,
+        query=("metadata", "created_at"),
+        extension="threads of the key's project, newest first; `metadata[key]=value` and "
+        "`created_at[gte]=seconds` (gt, gte, lt, lte) narrow them down",
+    ),
+    Operation(
+        "POST",
+        "/threads/{thread_id}/fork",
+        "forkThread",
+        threads.fork_thread,
+        ForkThread,
+        gives=Thread,
+        extension="a new thread with copies of the finished messages, up to and with `message_id` if it is given",
+    ),
+    Operation(
+        "POST",
+        "/threads/{thread_id}/runs/{run_id}/retry",
+        "retryRun",
+        runs.retry_run,
+        RetryRun,
+        gives=Run,
+        extension="a failed, expired or incomplete run again, as a new run on the same thread, plain or streamed",
+    ),
+    Operation(
+        "GET",
+        "/threads/{thread_id}/runs/{run_id}/events",
+        "followRunEvents",
+        events.follow_run_events,
+        header="Last-Event-ID",
+        extension="the run's events as a stream, from the first one or after `Last-Event-ID`, to the run's end; while "
+        "it is worked on and afterwards, as many readers as like",
     ),
 )
 

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from starlette.responses import Response
 
-from perdure.api.call import B, Call, answer, page_query, searchable
+from perdure.api.call import B, Call, answer, page_query, stand_behind, when_busy
 from perdure.api.resources import refuse_unknown_files, refuse_unknown_in_thread, refuse_unknown_resources
 from perdure.api.sse import EventStream
 from perdure.domain.lifecycle import ACTIVE
-from perdure.ids import check_id
+from perdure.ids import check_id, searchable
 from perdure.store.bodies import read_run
 from perdure.store.db import Operation
-from perdure.store.run_requests import Birth, submit_outputs
+from perdure.store.run_requests import Birth, Made, submit_outputs
 from perdure.store.run_requests import create_run as create_stored
 from perdure.store.run_requests import create_thread_and_run as create_both
+from perdure.store.run_requests import retry_run as retry_stored
 from perdure.store.runs import get_run_body, request_cancel, update_run
 from perdure.store.runs import list_runs as list_stored
 from perdure.store.threads import get_thread_body
+from perdure.wire.kinds import WhenBusy
 from perdure.wire.messages import CreateMessage
 from perdure.wire.page import Page, PageQuery
-from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, Run, SubmitToolOutputs
+from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, RetryRun, Run, SubmitToolOutputs
 
 POLL_HEADER = "x-stainless-poll-helper"
+NO_HEADERS: Mapping[str, str] = {}
 
 
 async def create_run(call: Call[CreateRun]) -> Response:
@@ -29,9 +34,21 @@ async def create_run(call: Call[CreateRun]) -> Response:
     body = call.body
     body.assistant_id = searchable(check_id("assistant_id", body.assistant_id))
     refuse_unknown_files(body.additional_messages)
-    birth = _birth(call, call.ids["thread_id"], body.additional_messages)
-    run = await call.context.database.run(create_stored, body, birth)
-    return _begun(call, run, stream=bool(body.stream), after=0)
+    birth = _birth(call, call.ids["thread_id"], body.additional_messages, when_busy(call, body.x_when_busy))
+    made = await call.context.database.run(create_stored, body, birth)
+    return _made(call, made, stream=bool(body.stream))
+
+
+async def retry_run(call: Call[RetryRun]) -> Response:
+    """POST /threads/{thread_id}/runs/{run_id}/retry, an extension: the same again, as another run."""
+    birth = _birth(call, call.ids["thread_id"], None, when_busy(call, call.body.x_when_busy))
+    made = await call.context.database.run(retry_stored, call.ids["run_id"], birth)
+    return _made(call, made, stream=bool(call.body.stream))
+
+
+def _made(call: Call[B], made: Made, *, stream: bool) -> Response:
+    headers = stand_behind(call, made.place)
+    return _begun(call, made.run, stream=stream, after=0, headers=headers)
 
 
 async def create_thread_and_run(call: Call[CreateThreadAndRun]) -> Response:
@@ -45,7 +62,7 @@ async def create_thread_and_run(call: Call[CreateThreadAndRun]) -> Response:
     return _begun(call, run, stream=bool(body.stream), after=0)
 
 
-def _birth(call: Call[B], thread_id: str, messages: list[CreateMessage] | None) -> Birth:
+def _birth(call: Call[B], thread_id: str, messages: list[CreateMessage] | None, busy: WhenBusy = "reject") -> Birth:
     return Birth(
         project_id=call.project_id,
         run_id=call.new_id("run"),
@@ -53,19 +70,22 @@ def _birth(call: Call[B], thread_id: str, messages: list[CreateMessage] | None) 
         message_ids=[call.new_id("msg") for _ in messages or []],
         now=call.now,
         expiry_seconds=call.context.settings.run_expiry_seconds,
+        when_busy=busy,
     )
 
 
-def _begun(call: Call[B], run: Run, *, stream: bool, after: int) -> Response:
+def _begun(call: Call[B], run: Run, *, stream: bool, after: int, headers: Mapping[str, str] = NO_HEADERS) -> Response:
     context = call.context
     context.dispatch.tell(run.id)
-    if stream:
-        return EventStream(context.feeds, run.id, after, context.settings.keepalive_seconds)
-    return _answer_run(call, run)
+    if not stream:
+        return _answer_run(call, run, headers)
+    response = EventStream(context.feeds, run.id, after, context.settings.keepalive_seconds)
+    response.headers.update(headers)
+    return response
 
 
-def _answer_run(call: Call[B], run: Run | str) -> Response:
-    return answer(run, {"openai-poll-after-ms": str(call.context.settings.poll_after_ms)})
+def _answer_run(call: Call[B], run: Run | str, headers: Mapping[str, str] = NO_HEADERS) -> Response:
+    return answer(run, {"openai-poll-after-ms": str(call.context.settings.poll_after_ms), **headers})
 
 
 async def list_runs(call: Call[None]) -> Response:

@@ -7,7 +7,7 @@ client that hangs up ends its stream and nothing else.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from contextlib import aclosing
 
 from starlette.responses import Response
@@ -25,14 +25,17 @@ KEEPALIVE = b": keep-alive\n"
 
 
 class EventStream(Response):
-    """The events of a run after a number, until it pauses or ends."""
+    """The events of a run after a number, up to one of `ends`: by default until the run pauses or ends."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, feeds: Feeds, run_id: str, after: int, keepalive_seconds: float) -> None:
+    def __init__(
+        self, feeds: Feeds, run_id: str, after: int, keepalive_seconds: float, ends: Collection[str] = END_EVENTS
+    ) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events = feeds.follow(run_id, after, keepalive_seconds)
+        self._events = feeds.follow(run_id, after, keepalive_seconds, ends)
+        self._ends = ends
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send frames until the end, or until the client hangs up."""
@@ -42,7 +45,7 @@ class EventStream(Response):
         assert current is not None  # noqa: S101  # a server calls us in a task
         watch = asyncio.get_running_loop().create_task(_cancel_on_disconnect(receive, current))
         try:
-            await _send_frames(self._events, send)
+            await _send_frames(self._events, self._ends, send)
         except asyncio.CancelledError:
             if not watch.done():
                 raise  # somebody else wants us to stop
@@ -57,13 +60,13 @@ async def _cancel_on_disconnect(receive: Receive, stream: asyncio.Task[object]) 
     stream.cancel()
 
 
-async def _send_frames(events: AsyncGenerator[list[LogEvent], None], send: Send) -> None:
+async def _send_frames(events: AsyncGenerator[list[LogEvent], None], ends: Collection[str], send: Send) -> None:
     ended = False
     try:
         async with aclosing(events) as batches:
             async for batch in batches:
                 body = b"".join(frame(event) for event in batch) or KEEPALIVE
-                ended = bool(batch) and batch[-1].name in END_EVENTS
+                ended = bool(batch) and batch[-1].name in ends
                 if ended:
                     break
                 await send({"type": "http.response.body", "body": body, "more_body": True})
@@ -71,9 +74,18 @@ async def _send_frames(events: AsyncGenerator[list[LogEvent], None], send: Send)
         body = b"event: error\ndata: " + error_event(failure) + b"\n\n"
     else:
         if not ended:
-            gone = NotFound("The run was deleted while it was streamed.")
+            gone = NotFound("The run, or its event log, was deleted while it was streamed.")
             body = b"event: error\ndata: " + error_event(gone) + b"\n\n"
     await send({"type": "http.response.body", "body": body + DONE, "more_body": False})
+
+
+class NothingLeft(Response):
+    """A stream whose events the reader has seen all."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self) -> None:
+        super().__init__(DONE, headers={"cache-control": "no-cache"})
 
 
 def frame(event: LogEvent) -> bytes:

@@ -15,7 +15,7 @@ from msgspec import UNSET, UnsetType
 from perdure.errors import InvalidRequest
 from perdure.wire.assistants import Assistant, CreateAssistant, ModifyAssistant
 from perdure.wire.kinds import Metadata
-from perdure.wire.messages import CreateMessage, Message, content_parts
+from perdure.wire.messages import CreateMessage, Message, ModifyMessage, NewContent, content_parts
 from perdure.wire.runs import Extra, Run, RunOptions, TruncationStrategy
 from perdure.wire.threads import CreateThread, ModifyThread, Thread
 from perdure.wire.tools import (
@@ -104,9 +104,7 @@ def changed_thread(thread: Thread, body: ModifyThread) -> Thread:
 
 def new_message(body: CreateMessage, thread_id: str, message_id: str, now: int, path: str = "") -> Message:
     """Return a message that a client wrote; `path` is where its body stands in the request. Raises InvalidRequest."""
-    if not body.content:
-        where = f"{path}.content" if path else "content"
-        raise InvalidRequest("Message content must be non-empty.", param=where)
+    _refuse_empty(body.content, f"{path}.content" if path else "content")
     return Message(
         id=message_id,
         created_at=now,
@@ -124,9 +122,43 @@ def new_message(body: CreateMessage, thread_id: str, message_id: str, now: int, 
     )
 
 
-def changed_message(message: Message, metadata: Metadata | None | UnsetType) -> Message:
-    """Return the message after a modify."""
-    return msgspec.structs.replace(message, metadata=_metadata(metadata, message.metadata))
+def _refuse_empty(content: NewContent, param: str) -> None:
+    if not content:
+        raise InvalidRequest("Message content must be non-empty.", param=param)
+
+
+def changed_message(message: Message, body: ModifyMessage) -> Message:
+    """Return the message after a modify. Raises InvalidRequest."""
+    changed = msgspec.structs.replace(message, metadata=_metadata(body.metadata, message.metadata))
+    if body.x_content is not None:
+        _refuse_empty(body.x_content, "x_content")
+        changed.content = content_parts(body.x_content)
+    return changed
+
+
+def copied_message(message: Message, thread_id: str, message_id: str) -> Message:
+    """Return a message as it stands in a fork: no run of that thread has written it."""
+    return msgspec.structs.replace(message, id=message_id, thread_id=thread_id, run_id=None)
+
+
+def run_again(run: Run, extra: Extra, *, run_id: str, now: int, expiry_seconds: int) -> tuple[Run, Extra]:
+    """Return a queued run with all that an ended one was made with. What that one wrote is not shown to it."""
+    again = msgspec.structs.replace(
+        run,
+        id=run_id,
+        created_at=now,
+        status="queued",
+        started_at=None,
+        expires_at=now + expiry_seconds,
+        cancelled_at=None,
+        failed_at=None,
+        completed_at=None,
+        required_action=None,
+        last_error=None,
+        incomplete_details=None,
+        usage=None,
+    )
+    return again, Extra(given=extra.given, instead_of=[*extra.instead_of, run.id])
 
 
 def changed_run(run: Run, metadata: Metadata | None | UnsetType) -> Run:

@@ -44,6 +44,9 @@ TERMINAL: frozenset[RunStatus] = frozenset(status for status, moves in RUN_MOVES
 ACTIVE: frozenset[RunStatus] = frozenset(RUN_MOVES) - TERMINAL
 """A run in one of these locks its thread."""
 
+RETRIED: frozenset[RunStatus] = frozenset({"failed", "expired", "incomplete"})
+"""A run that ended so may be tried again, as another run."""
+
 STEP_MOVES: dict[StepStatus, frozenset[StepStatus]] = {
     "in_progress": frozenset({"completed", "failed", "cancelled", "expired"}),
     "completed": frozenset(),

@@ -1,12 +1,13 @@
 """What the model is shown: instructions, the thread, and what this run has done so far.
 
 Rules. The thread's messages stand in their order; the run's own come from its finished steps, so that a tool call is
-always followed by its outputs. A message that an interrupted attempt left half written is not shown when the run
-began it anew. Nothing here counts tokens.
+always followed by its outputs. A half-written message is not shown when the answer was begun anew, by the same run or
+by another try of it. Nothing here counts tokens.
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from perdure.wire.messages import ContentPart, ImageUrlPart, Message, RefusalPart, TextPart
@@ -26,13 +27,15 @@ class Transcript(NamedTuple):
     """What this run has said, called and been answered."""
 
 
-def transcript(run: Run, messages: list[Message], steps: list[RunStep]) -> Transcript:
+def transcript(run: Run, messages: list[Message], steps: list[RunStep], instead_of: Collection[str] = ()) -> Transcript:
     """Return chat messages for the next turn.
 
-    `messages` are the thread's, oldest first; `steps` are the run's, oldest first.
+    `messages` are the thread's, oldest first; `steps` are the run's, oldest first; `instead_of` are the runs that this
+    one is another try of: it does not see what they wrote.
     """
     own = {message.id: message for message in messages if message.run_id == run.id}
-    thread = [message for message in messages if message.run_id != run.id]
+    others = {run.id, *instead_of}
+    thread = [message for message in messages if message.run_id not in others]
     return Transcript(
         [{"role": "system", "content": run.instructions}] if run.instructions else [],
         [shown for message in _truncated(run, _without_false_starts(thread)) if (shown := _shown(message))],
@@ -57,13 +60,21 @@ def function_tools(run: Run) -> list[dict[str, Any]]:
 
 
 def _without_false_starts(messages: list[Message]) -> list[Message]:
-    """Leave out an incomplete message that is followed by another one of the same run."""
-    last_of_run = {message.run_id: message.id for message in messages if message.run_id}
-    return [
-        message
-        for message in messages
-        if message.status != "incomplete" or message.run_id is None or last_of_run[message.run_id] == message.id
-    ]
+    """Leave out an incomplete message that the assistant's next one, with nothing asked between, stands in for."""
+    kept: list[Message] = []
+    for message in messages:
+        if kept and _stands_in(message, kept[-1]):
+            kept.pop()
+        kept.append(message)
+    return kept
+
+
+def _stands_in(message: Message, before: Message) -> bool:
+    """Say whether an answer replaces the one before; one that was cut at a token cap may be gone on with instead."""
+    if before.status != "incomplete" or not before.role == message.role == "assistant":
+        return False
+    cut = before.incomplete_details is not None and before.incomplete_details.reason == "max_tokens"
+    return not cut or before.run_id == message.run_id is not None
 
 
 def _truncated(run: Run, messages: list[Message]) -> list[Message]:

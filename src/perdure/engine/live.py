@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 
 from perdure.store.db import Database
 from perdure.store.event_log import is_log_over, list_events
@@ -164,10 +164,12 @@ class Feeds:
         """How many runs somebody writes or reads here."""
         return len(self._feeds)
 
-    async def follow(self, run_id: str, after: int, keepalive_seconds: float) -> AsyncGenerator[list[LogEvent], None]:
-        """Yield events after a number in small batches, an empty one after each silence, until the run pauses or ends.
+    async def follow(
+        self, run_id: str, after: int, keepalive_seconds: float, ends: Collection[str] = END_EVENTS
+    ) -> AsyncGenerator[list[LogEvent], None]:
+        """Yield events after a number in small batches, an empty one after each silence, up to one of `ends`.
 
-        It also ends when the run, or the log of an ended one, is deleted.
+        It also ends when the run, or the log of an ended one, is deleted, and when an ended run has no such events.
         """
         feed = self.attach(run_id)
         silent = 0.0
@@ -179,11 +181,11 @@ class Feeds:
                 if batch is None:
                     batch = await self._database.read(list_events, run_id, cursor)
                 if batch:
-                    batch = _up_to_end(batch)
+                    batch = _up_to_end(batch, ends)
                     cursor = batch[-1].sequence
                     silent = 0.0
                     yield batch
-                    if batch[-1].name in END_EVENTS:
+                    if batch[-1].name in ends:
                         return
                 elif not await feed.news.wait(seen, min(LOOK_SECONDS, keepalive_seconds)):
                     if await self._database.read(is_log_over, run_id, cursor):
@@ -196,8 +198,8 @@ class Feeds:
             self.detach(run_id)
 
 
-def _up_to_end(batch: list[LogEvent]) -> list[LogEvent]:
+def _up_to_end(batch: list[LogEvent], ends: Collection[str]) -> list[LogEvent]:
     for index, event in enumerate(batch):
-        if event.name in END_EVENTS:
+        if event.name in ends:
             return batch[: index + 1]
     return batch

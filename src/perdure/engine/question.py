@@ -92,7 +92,7 @@ def build_question(
     can not be dropped is too long for the model.
     """
     messages, steps = history
-    parts = transcript(run, messages, steps)
+    parts = transcript(run, messages, steps, extra.instead_of)
     request = _request(run, extra, model, steps)
     limits = limits_of(run, extra, capacity)
     chat = [*parts.instructions, *parts.thread, *parts.own]

@@ -7,6 +7,7 @@ after its commit only. Writes of one run never overlap, and are never broken off
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Literal
 
 import msgspec
@@ -18,7 +19,7 @@ from perdure.ids import Clock, Ids
 from perdure.store.db import Database
 from perdure.store.endings import wind_up
 from perdure.store.event_log import Draft
-from perdure.store.runs import Change, Claim, append_deltas, record_change
+from perdure.store.runs import Change, Claim, Written, append_deltas, record_change
 from perdure.wire.events import EventName, LogEvent, MessageDelta, MessageDeltaBody, StepDelta, StepDeltaBody
 from perdure.wire.kinds import Usage
 from perdure.wire.messages import (
@@ -63,10 +64,16 @@ class OpenCalls(msgspec.Struct):
 
 
 class Recorder:
-    """Writes what one attempt does to one run. Any method may raise LeaseLost."""
+    """Writes what one attempt does to one run. Any method may raise LeaseLost.
 
-    def __init__(self, database: Database, pen: Pen, clock: Clock, ids: Ids, claim: Claim) -> None:
+    `let_in` hears of a run that waited for this one to end.
+    """
+
+    def __init__(
+        self, database: Database, pen: Pen, clock: Clock, ids: Ids, claim: Claim, let_in: Callable[[str], None]
+    ) -> None:
         self._database = database
+        self._let_in = let_in
         self._pen = pen
         self._clock = clock
         self._ids = ids
@@ -134,11 +141,13 @@ class Recorder:
         if self._flush_failure is not None:
             raise self._flush_failure
 
-    def _shown(self, events: list[LogEvent]) -> None:
+    def _shown(self, written: Written) -> None:
         """Take note of a commit. Until then pending deltas stay: readers have seen them, the next write needs them."""
         self._pending = []
-        self._last = events[-1].sequence if events else self._last
-        self._pen.commit(self._last, events)
+        self._last = written.events[-1].sequence if written.events else self._last
+        self._pen.commit(self._last, written.events)
+        if written.let_in is not None:
+            self._let_in(written.let_in)
 
     async def close(self) -> None:
         """Wait for the flush that may still be under way."""

@@ -154,7 +154,7 @@ async def run_turn(recorder: Recorder, run: Run, extra: Extra, model: Model, req
             await _take(recorder, turn, piece, known, request.model)
     if turn.usage is None:
         turn.usage = _counted(model, request, turn)
-    counted = Extra(given=extra.given, usage=add_usage(extra.usage, turn.usage))
+    counted = msgspec.structs.replace(extra, usage=add_usage(extra.usage, turn.usage))
     recorder.note(counted)
     if turn.calls:
         await _end_with_calls(recorder, turn, counted, request.model)

@@ -230,7 +230,7 @@ class Worker:
         run = claim.row.run
         pen = self._feeds.attach(run.id).begin(claim.row.last_event - len(claim.events))
         pen.commit(claim.row.last_event, claim.events)
-        recorder = Recorder(self._database, pen, self._clock, self._ids, claim)
+        recorder = Recorder(self._database, pen, self._clock, self._ids, claim, self.run_waits)
         try:
             await self._turns(claim, recorder, held.stop)
         except LeaseLost:
@@ -314,24 +314,26 @@ class Worker:
 
     async def _end_unheld(self, run_id: str) -> None:
         try:
-            events = await self._database.run(end_unheld, run_id, int(self._clock.now()))
+            written = await self._database.run(end_unheld, run_id, int(self._clock.now()))
         except Unavailable as error:
             log.warning("run %s can not be ended, it is tried again: %s", run_id, error.message)
             return
-        if events:
+        if written is not None:
             self._feeds.wake(run_id)
+            if written.let_in is not None:
+                self.run_waits(written.let_in)
 
     async def _recover(self, lapsed_before: float | None) -> None:
         for run_id in await self._database.read(list_held_runs, lapsed_before):
             if run_id in self._held:  # in work here: the next renewal mends the lease, or finds it lost
                 continue
-            events = await self._database.run(
+            written = await self._database.run(
                 recover_run, run_id, self._clock.now(), lapsed_before=lapsed_before, most=MOST_RECOVERIES
             )
-            if events:
-                log.warning("run %s was dropped by its worker: %s", run_id, events[-1].name)
+            if written is not None:
+                log.warning("run %s was dropped by its worker: %s", run_id, written.events[-1].name)
                 self._feeds.wake(run_id)
-                self.run_waits(run_id)
+                self.run_waits(run_id if written.let_in is None else written.let_in)
 
     async def _clean(self) -> None:
         """Delete the logs of runs that ended long ago."""

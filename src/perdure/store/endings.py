@@ -13,7 +13,7 @@ from perdure.errors import RunFailure
 from perdure.store.db import Operation, Row
 from perdure.store.event_log import Draft, append_events, number_events, written_calls, written_parts
 from perdure.store.messages import find_open_message, write_message
-from perdure.store.runs import COLUMNS, Hold, RunRow, lock_held, read_row, write_move
+from perdure.store.runs import COLUMNS, Hold, RunRow, Written, lock_held, read_row, write_move
 from perdure.store.steps import list_open_steps, write_step
 from perdure.wire.events import ATTEMPT_STRIDE, RUN_EVENTS, EventName, LogEvent
 from perdure.wire.messages import IncompleteMessage
@@ -35,8 +35,8 @@ def wind_up(
     *,
     failure: RunFailure | None = None,
     extra: Extra | None = None,
-) -> Operation[list[LogEvent]]:
-    """End a held run as cancelled, expired, failed or cut short in a call, or put it back; return the new events.
+) -> Operation[Written]:
+    """End a held run as cancelled, expired, failed or cut short in a call, or put it back into the queue.
 
     A run that was cancelled meanwhile ends cancelled, whatever was asked for. Raises LeaseLost.
     """
@@ -46,7 +46,7 @@ def wind_up(
     return (yield from _end(row, last, to, now, failure=failure, extra=extra, attempt=row.attempt))
 
 
-def recover_run(run_id: str, now: float, *, lapsed_before: float | None, most: int) -> Operation[list[LogEvent] | None]:
+def recover_run(run_id: str, now: float, *, lapsed_before: float | None, most: int) -> Operation[Written | None]:
     """Take a run from a worker that is gone and put it back into the queue; None if there is nothing to do any more.
 
     `lapsed_before` guards against a lease that was renewed since it was listed. After `most` recoveries the run ends
@@ -76,14 +76,14 @@ def recover_run(run_id: str, now: float, *, lapsed_before: float | None, most: i
     return (yield from _end(row, last, to, int(now), failure=failure, attempt=attempt, recoveries=row.recoveries + 1))
 
 
-def end_unheld(run_id: str, now: int) -> Operation[list[LogEvent] | None]:
+def end_unheld(run_id: str, now: int) -> Operation[Written | None]:
     """End a run that nobody holds: cancelled, or expired. None if there is nothing to do any more.
 
     No worker claims it for that, so that it never waits for a free place.
     """
     found = yield Row(
         f"SELECT {COLUMNS} FROM runs WHERE id = $1 AND worker_id IS NULL "
-        "AND (status = 'cancelling' OR (status IN ('queued', 'requires_action') AND expires_at <= $2))",
+        "AND (status = 'cancelling' OR (status IN ('queued', 'requires_action') AND waits = 0 AND expires_at <= $2))",
         run_id,
         now,
         lock="wait",
@@ -104,7 +104,7 @@ def _end(
     failure: RunFailure | None = None,
     extra: Extra | None = None,
     recoveries: int | None = None,
-) -> Operation[list[LogEvent]]:
+) -> Operation[Written]:
     extra = extra or row.extra
     drafts: list[Draft] = []
     moved = row.run
@@ -126,8 +126,10 @@ def _end(
     drafts.append((RUN_EVENTS[moved.status], moved))
     events = number_events(drafts, last)
     ended_at = now if moved.status in TERMINAL else None
-    yield from write_move(row, moved, events, attempt=attempt, extra=extra, ended_at=ended_at, recoveries=recoveries)
-    return events
+    let_in = yield from write_move(
+        row, moved, events, attempt=attempt, extra=extra, ended_at=ended_at, recoveries=recoveries
+    )
+    return Written(events, let_in)
 
 
 def _with_calls(step: RunStep) -> Operation[RunStep]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from perdure.errors import ApiError, NotFound
 from perdure.store.bodies import encode
 from perdure.store.db import Do, Operation, Row, Rows
 from perdure.wire.events import EventName, LogEvent, MessageDelta, StepDelta
@@ -104,6 +105,28 @@ def is_log_over(run_id: str, after: int) -> Operation[bool]:
         return False
     rest = yield Row("SELECT 1 FROM run_events WHERE run_id = $1 AND last_sequence > $2 LIMIT 1", run_id, after)
     return rest is None
+
+
+def is_any_left(run_id: str, thread_id: str, after: int) -> Operation[bool]:
+    """Say whether a run has events after a number, or may still get some. Raises NotFound, also for a deleted log."""
+    run = yield Row("SELECT ended_at, last_event FROM runs WHERE id = $1 AND thread_id = $2", run_id, thread_id)
+    if run is None:
+        raise no_run(run_id)
+    if run[0] is None:
+        return True
+    if run[1] <= after:
+        return False
+    if (yield Row("SELECT 1 FROM run_events WHERE run_id = $1 AND last_sequence > $2 LIMIT 1", run_id, after)) is None:
+        raise NotFound(
+            f"The event log of run {run_id} is not kept any more: logs are deleted some time after the run's end (the "
+            "server's setting PERDURE_EVENT_LOG_SECONDS). Its messages and steps are there."
+        )
+    return True
+
+
+def no_run(run_id: str) -> ApiError:
+    """Return the refusal."""
+    return NotFound(f"No run found with id '{run_id}'.")
 
 
 def list_old_logs(ended_before: int) -> Operation[list[str]]:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from msgspec import UnsetType
-
 from perdure.domain.creation import changed_message
-from perdure.errors import ApiError, InvalidRequest, NotFound
+from perdure.errors import ApiError, NotFound
 from perdure.store.bodies import encode, read_message
 from perdure.store.db import Do, Operation, Row, Rows
 from perdure.store.pages import insert_tombstone, list_page
-from perdure.wire.kinds import Metadata
-from perdure.wire.messages import Message
+from perdure.wire.messages import Message, ModifyMessage
 from perdure.wire.page import Page, PageQuery
 
 
@@ -19,12 +16,15 @@ def no_message(message_id: str) -> ApiError:
     return NotFound(f"No message found with id '{message_id}'.")
 
 
-def insert_messages(messages: list[Message]) -> Operation[None]:
-    """Store messages in order. The caller holds the thread's lock, or has just made the thread."""
+def insert_messages(messages: list[Message], waits: int = 0) -> Operation[None]:
+    """Store messages in order. The caller holds the thread's lock, or the run that locks it, or has just made it.
+
+    With `waits` they stand in the thread's line at that number: shown last, and not seen by runs before them.
+    """
     for message in messages:
         yield Do(
-            "INSERT INTO messages (id, thread_id, run_id, role, status, created_at, body) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+            "INSERT INTO messages (id, thread_id, run_id, role, status, created_at, body, waits) "
+            "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
             message.id,
             message.thread_id,
             message.run_id,
@@ -32,7 +32,23 @@ def insert_messages(messages: list[Message]) -> Operation[None]:
             message.status,
             message.created_at,
             encode(message),
+            waits,
         )
+
+
+def let_in_messages(thread_id: str, before: int) -> Operation[None]:
+    """Take the messages that wait with a number below `before` out of the line and put them at the thread's end.
+
+    They are stored anew: that gives them their place in the order.
+    """
+    rows = yield Rows(
+        "SELECT body FROM messages WHERE thread_id = $1 AND waits > 0 AND waits < $2 ORDER BY waits, seq",
+        thread_id,
+        before,
+    )
+    if rows:
+        yield Do("DELETE FROM messages WHERE thread_id = $1 AND waits > 0 AND waits < $2", thread_id, before)
+        yield from insert_messages([read_message(row[0]) for row in rows])
 
 
 def insert_message_if_free(message: Message) -> Operation[bool]:
@@ -43,7 +59,7 @@ def insert_message_if_free(message: Message) -> Operation[bool]:
     written = yield Do(
         "INSERT INTO messages (id, thread_id, run_id, role, status, created_at, body) "
         "SELECT $1, $2, NULL, $3, $4, CAST($5 AS BIGINT), $6 WHERE NOT EXISTS (SELECT 1 FROM runs WHERE thread_id = $2 "
-        "AND status IN ('queued', 'in_progress', 'requires_action', 'cancelling'))",
+        "AND waits = 0 AND status IN ('queued', 'in_progress', 'requires_action', 'cancelling'))",
         message.id,
         message.thread_id,
         message.role,
@@ -78,50 +94,55 @@ def find_open_message(run_id: str) -> Operation[Message | None]:
     return read_message(row[0]) if row else None
 
 
-def update_message(message_id: str, thread_id: str, metadata: Metadata | None | UnsetType) -> Operation[Message]:
-    """Change a message's metadata. Raises NotFound."""
+def update_message(message_id: str, thread_id: str, change: ModifyMessage) -> Operation[Message]:
+    """Change a message; the caller has seen that its content may be. Raises NotFound and InvalidRequest."""
     body = yield from get_message(message_id, thread_id, lock=True)
-    message = changed_message(read_message(body), metadata)
+    message = changed_message(read_message(body), change)
     yield from write_message(message)
     return message
 
 
 def list_messages(thread_id: str, query: PageQuery, run_id: str | None) -> Operation[Page]:
     """Return a page of the thread's messages, of one run only if asked for."""
-    return (yield from list_page("messages", ("thread_id", thread_id), query, run_id=run_id))
+    filters = [] if run_id is None else [("run_id = ?", [run_id])]
+    return (yield from list_page("messages", ("thread_id", thread_id), query, filters=filters, keys=("waits", "seq")))
 
 
 def list_all_messages(thread_id: str, newest: int | None = None) -> Operation[list[Message]]:
-    """Return the thread's messages, oldest first; with `newest`, that many of the newest."""
+    """Return the thread's messages, oldest first, without those that wait; with `newest`, that many of the newest."""
     if newest is None:
-        rows = yield Rows("SELECT body FROM messages WHERE thread_id = $1 ORDER BY seq", thread_id)
+        rows = yield Rows("SELECT body FROM messages WHERE thread_id = $1 AND waits = 0 ORDER BY seq", thread_id)
         return [read_message(row[0]) for row in rows]
-    rows = yield Rows("SELECT body FROM messages WHERE thread_id = $1 ORDER BY seq DESC LIMIT $2", thread_id, newest)
+    rows = yield Rows(
+        "SELECT body FROM messages WHERE thread_id = $1 AND waits = 0 ORDER BY seq DESC LIMIT $2", thread_id, newest
+    )
     return [read_message(row[0]) for row in reversed(rows)]
 
 
 def find_last_user_message(thread_id: str) -> Operation[Message | None]:
-    """Return the newest message of a user."""
+    """Return the newest message of a user that does not wait."""
     row = yield Row(
-        "SELECT body FROM messages WHERE thread_id = $1 AND role = 'user' ORDER BY seq DESC LIMIT 1", thread_id
+        "SELECT body FROM messages WHERE thread_id = $1 AND waits = 0 AND role = 'user' ORDER BY seq DESC LIMIT 1",
+        thread_id,
     )
     return read_message(row[0]) if row else None
 
 
 def has_user_message(thread_id: str) -> Operation[bool]:
-    """Say whether somebody has asked something."""
+    """Say whether somebody has asked something, be it in the line."""
     row = yield Row("SELECT 1 FROM messages WHERE thread_id = $1 AND role = 'user' LIMIT 1", thread_id)
     return row is not None
 
 
+def is_waiting(message_id: str, thread_id: str) -> Operation[bool]:
+    """Say whether a message stands in the thread's line."""
+    row = yield Row("SELECT 1 FROM messages WHERE id = $1 AND thread_id = $2 AND waits > 0", message_id, thread_id)
+    return row is not None
+
+
 def delete_message(message_id: str, thread_id: str, now: int) -> Operation[None]:
-    """Delete a message. Raises NotFound, and InvalidRequest while a run is still writing it."""
-    row = yield Row(
-        "SELECT seq, status FROM messages WHERE id = $1 AND thread_id = $2", message_id, thread_id, lock="wait"
-    )
+    """Delete a message; the caller has seen that no run is at work on it. Raises NotFound."""
+    row = yield Row("DELETE FROM messages WHERE id = $1 AND thread_id = $2 RETURNING seq", message_id, thread_id)
     if row is None:
         raise no_message(message_id)
-    if row[1] == "in_progress":
-        raise InvalidRequest(f"Can't delete message {message_id} while a run is writing it.")
-    yield Do("DELETE FROM messages WHERE id = $1", message_id)
     yield from insert_tombstone(message_id, row[0], thread_id, now)

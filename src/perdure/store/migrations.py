@@ -1,18 +1,23 @@
 """Bringing a database up to this program's schema: numbered files in `store/schema/`, forward only.
 
-Rules: a file that was released is never edited; each is applied in a transaction of its own, and a database that is
-newer than the program is refused before anything is touched.
+A file may have a step that fills in what SQL alone can not. Rules: what was released is never edited; each file is
+applied in a transaction of its own, and a database newer than the program is refused before anything is touched.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from functools import cache
 from importlib import resources
 from typing import NamedTuple
 
 from perdure.errors import OperatorError
 from perdure.store.db import Do, Operation, Row
+from perdure.store.schema.fill_0002 import fill_thread_metadata
+
+STEPS: dict[int, Callable[[], Operation[None]]] = {2: fill_thread_metadata}
+"""What is done after the statements of a file, by its number."""
 
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
@@ -61,5 +66,7 @@ def apply_next(serial: str, *, lock: str | None = None) -> Operation[bool]:
         return False
     for statement in split_statements(missing[0].text, serial):
         yield Do(statement)
+    if missing[0].version in STEPS:
+        yield from STEPS[missing[0].version]()
     yield Do("INSERT INTO schema_version (version) VALUES ($1)", missing[0].version)
     return True

@@ -1,10 +1,13 @@
 """List pages out of any table that has `seq`, `id` and `body`.
 
 Order is by `seq`, which the parent's lock hands out, so that objects of one second keep their order and nobody steps
-over one. A cursor whose object was deleted keeps its place by its tombstone: programs delete while they page.
+over one; messages that wait in a line come last (`keys`). A cursor whose object was deleted keeps its place by its
+tombstone: programs delete while they page.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import msgspec
 
@@ -12,28 +15,40 @@ from perdure.errors import InvalidRequest
 from perdure.store.db import Do, Operation, Row, Rows, Value
 from perdure.wire.page import Page, PageQuery
 
+Filter = tuple[str, Sequence[Value]]
+"""A condition, and the values of the `?` in it."""
 
-def list_page(table: str, parent: tuple[str, str], query: PageQuery, *, run_id: str | None = None) -> Operation[Page]:
+
+def list_page(
+    table: str,
+    parent: tuple[str, str],
+    query: PageQuery,
+    *,
+    filters: Sequence[Filter] = (),
+    keys: tuple[str, ...] = ("seq",),
+) -> Operation[Page]:
     """Return a page of the rows of `table` whose column `parent[0]` is `parent[1]`. Raises InvalidRequest."""
     column, owner = parent
     args: list[Value] = [owner]
     where = [f"{column} = $1"]
-    if run_id is not None:
-        args.append(run_id)
-        where.append(f"run_id = ${len(args)}")
+    for condition, values in filters:
+        for value in values:
+            args.append(value)
+            condition = condition.replace("?", f"${len(args)}", 1)  # noqa: PLW2901  # one after the other
+        where.append(condition)
     for name, cursor, comparison in (("after", query.after, ">"), ("before", query.before, "<")):
         if cursor is not None:
-            place = yield from _place(table, column, owner, cursor, name)
-            args.append(place)
+            args += yield from _place(table, parent, keys, cursor, name)
             forward = (comparison == ">") == (query.order == "asc")
-            where.append(f"seq {'>' if forward else '<'} ${len(args)}")
+            numbers = ", ".join(f"${number}" for number in range(len(args) - len(keys) + 1, len(args) + 1))
+            where.append(f"({', '.join(keys)}) {'>' if forward else '<'} ({numbers})")
     # With `before` alone the page that ends at the cursor is wanted: walk backwards from it.
     backwards = query.before is not None and query.after is None
     ascending = (query.order == "asc") != backwards
     args.append(query.limit + 1)
     rows = yield Rows(
         f"SELECT id, body FROM {table} WHERE {' AND '.join(where)} "
-        f"ORDER BY seq {'ASC' if ascending else 'DESC'} LIMIT ${len(args)}",
+        f"ORDER BY {', '.join(key + (' ASC' if ascending else ' DESC') for key in keys)} LIMIT ${len(args)}",
         *args,
     )
     return _page(list(rows), query.limit, backwards=backwards)
@@ -51,13 +66,17 @@ def _page(rows: list[tuple[str, str]], limit: int, *, backwards: bool) -> Page:
     )
 
 
-def _place(table: str, column: str, owner: str, cursor: str, param: str) -> Operation[int]:
-    row = yield Row(f"SELECT seq FROM {table} WHERE id = $1 AND {column} = $2", cursor, owner)
-    if row is None:
-        row = yield Row("SELECT seq FROM tombstones WHERE id = $1 AND parent = $2", cursor, owner)
+def _place(
+    table: str, parent: tuple[str, str], keys: tuple[str, ...], cursor: str, param: str
+) -> Operation[list[Value]]:
+    column, owner = parent
+    row = yield Row(f"SELECT {', '.join(keys)} FROM {table} WHERE id = $1 AND {column} = $2", cursor, owner)
+    if row is not None:
+        return list(row)
+    row = yield Row("SELECT seq FROM tombstones WHERE id = $1 AND parent = $2", cursor, owner)
     if row is None:
         raise InvalidRequest(f"No object found with id '{cursor}' to page from.", param=param, code="invalid_value")
-    return int(row[0])
+    return [*(0 for _ in keys[1:]), int(row[0])]  # what is deleted does not wait
 
 
 def insert_tombstone(object_id: str, seq: int, parent: str, now: int) -> Operation[None]:

@@ -1,24 +1,68 @@
-"""What clients ask of a thread and its runs at once: add a message, create a run, submit outputs."""
+"""What clients ask of a thread and its runs at once: write or delete a message, create or retry a run, submit outputs.
+
+A run locks its thread. What comes meanwhile is refused, or stands in the thread's line if the client wants that:
+`queue` at its end, `interrupt` in front of all that was queued, behind earlier interrupts, and the active run is
+cancelled. Rule: a line has an active run before it; whoever ends that one lets in the next (`store/runs.py`).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
-from perdure.domain.creation import new_message, new_run, new_thread
-from perdure.domain.lifecycle import move_run, move_step
+from perdure.domain.creation import new_message, new_run, new_thread, run_again
+from perdure.domain.lifecycle import RETRIED, move_run, move_step
 from perdure.errors import InvalidRequest
 from perdure.store.assistants import get_assistant
-from perdure.store.db import Operation
+from perdure.store.db import Operation, Row
 from perdure.store.event_log import Draft, number_events
-from perdure.store.messages import has_user_message, insert_message_if_free, insert_messages
-from perdure.store.runs import RunRow, find_active_run, insert_run, lock_run, write_move
+from perdure.store.messages import delete_message as delete_stored
+from perdure.store.messages import (
+    get_message,
+    has_user_message,
+    insert_message_if_free,
+    insert_messages,
+    is_waiting,
+)
+from perdure.store.messages import update_message as write_changed
+from perdure.store.runs import (
+    NO_END,
+    RunRow,
+    begin_cancel,
+    find_active_run,
+    insert_run,
+    lock_active_run,
+    lock_run,
+    write_move,
+)
 from perdure.store.steps import list_open_steps, write_step
 from perdure.store.threads import get_thread_body, insert_thread
 from perdure.wire.assistants import Assistant
-from perdure.wire.messages import CreateMessage, Message
+from perdure.wire.kinds import WhenBusy
+from perdure.wire.messages import CreateMessage, Message, ModifyMessage
 from perdure.wire.runs import CreateRun, CreateThreadAndRun, Extra, Run, ToolOutput
 from perdure.wire.steps import FunctionStepCall, RunStep, ToolCalls
 from perdure.wire.threads import CreateThread
+
+INTERRUPTS = 1_000_000_000
+"""What interrupts has numbers below this in its thread's line, what is queued above."""
+MOST_WAITING = 256
+
+
+class Place(msgspec.Struct, frozen=True):
+    """A place in a thread's line: its number, the run that all wait for, and whether that one was cancelled for it."""
+
+    number: int
+    behind: str
+    interrupts: bool
+
+
+class Made(msgspec.Struct, frozen=True):
+    """A new run, and where it waits if it does."""
+
+    run: Run
+    place: Place | None
 
 
 class Birth(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,26 +74,107 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     message_ids: list[str]
     now: int
     expiry_seconds: int
+    when_busy: WhenBusy = "reject"
 
 
-def add_message(message: Message, project_id: str) -> Operation[None]:
-    """Store a client's message. Raises NotFound, and InvalidRequest while a run locks the thread."""
+def add_message(
+    message: Message, project_id: str, when_busy: WhenBusy = "reject", now: int = 0
+) -> Operation[Place | None]:
+    """Store a client's message; return where it waits, if it does.
+
+    `now` is needed to interrupt. Raises NotFound, and InvalidRequest while a run locks the thread.
+    """
     yield from get_thread_body(message.thread_id, project_id, lock=True)
-    if not (yield from insert_message_if_free(message)):
+    if (yield from insert_message_if_free(message)):
+        return None
+    if when_busy == "reject":
         active = yield from find_active_run(message.thread_id)
         raise InvalidRequest(f"Can't add messages to {message.thread_id} while a run {active} is active.")
+    place = yield from _stand_in_line(message.thread_id, when_busy, now)
+    yield from insert_messages([message], place.number if place else 0)
+    return place
 
 
-def create_run(body: CreateRun, birth: Birth) -> Operation[Run]:
+def update_message(message_id: str, thread_id: str, project_id: str, change: ModifyMessage) -> Operation[Message]:
+    """Change a message. Raises NotFound, and InvalidRequest for new content while a run locks the thread."""
+    changes_content = change.x_content is not None
+    yield from get_thread_body(thread_id, project_id, lock=changes_content)
+    if changes_content:
+        yield from _refuse_at_work(message_id, thread_id, "change")
+    return (yield from write_changed(message_id, thread_id, change))
+
+
+def delete_message(message_id: str, thread_id: str, project_id: str, now: int) -> Operation[None]:
+    """Delete a message. Raises NotFound, and InvalidRequest while a run locks the thread."""
+    yield from get_thread_body(thread_id, project_id, lock=True)
+    yield from _refuse_at_work(message_id, thread_id, "delete")
+    yield from delete_stored(message_id, thread_id, now)
+
+
+def _refuse_at_work(message_id: str, thread_id: str, what: str) -> Operation[None]:
+    """Raise NotFound, and InvalidRequest while a run works on the thread; what waits in its line is not seen by it."""
+    yield from get_message(message_id, thread_id)
+    active = yield from find_active_run(thread_id)
+    if active and not (yield from is_waiting(message_id, thread_id)):
+        raise InvalidRequest(f"Can't {what} message {message_id} while a run {active} is active.")
+
+
+def _stand_in_line(thread_id: str, when_busy: WhenBusy, now: int) -> Operation[Place | None]:
+    """Take a place behind the active run; None if the thread has become free. The caller holds the thread's lock.
+
+    The active run is locked: whoever would end it at this moment must see what waits. Raises InvalidRequest.
+    """
+    active = yield from lock_active_run(thread_id)
+    if active is None:
+        return None
+    interrupts = when_busy == "interrupt"
+    below = INTERRUPTS if interrupts else NO_END
+    line = "SELECT waits FROM {} WHERE thread_id = $1 AND waits > 0"
+    row = yield Row(
+        "SELECT count(*), max(CASE WHEN waits < $2 THEN waits END) "
+        f"FROM ({line.format('runs')} UNION ALL {line.format('messages')}) AS line",
+        thread_id,
+        below,
+    )
+    if row[0] >= MOST_WAITING:
+        raise InvalidRequest(f"Thread {thread_id} has {row[0]} messages and runs waiting for run {active.run.id}.")
+    if interrupts and active.run.status != "cancelling":
+        yield from begin_cancel(active, now)
+    number = max(row[1] or 0, 0 if interrupts else INTERRUPTS) + 1
+    return Place(number, active.run.id, interrupts)
+
+
+def create_run(body: CreateRun, birth: Birth) -> Operation[Made]:
     """Store a queued run on a thread. Raises NotFound and InvalidRequest."""
     yield from get_thread_body(birth.thread_id, birth.project_id, lock=True)
     assistant, extra = yield from get_assistant(body.assistant_id, birth.project_id)
-    active = yield from find_active_run(birth.thread_id)
-    if active:
-        raise InvalidRequest(f"Thread {birth.thread_id} already has an active run {active}.")
+    place = yield from _place_of_run(birth)
     messages = _messages(body.additional_messages, birth, "additional_messages")
-    yield from insert_messages(messages)
-    return (yield from _begin_run(body, assistant, extra, birth, before=[]))
+    yield from insert_messages(messages, place.number if place else 0)  # before the run in the line as well
+    run = yield from _begin_run(body, assistant, extra, birth, waits=place.number + 1 if place else 0)
+    return Made(run, place)
+
+
+def _place_of_run(birth: Birth) -> Operation[Place | None]:
+    """Return where a new run waits; None if it need not. Raises InvalidRequest."""
+    active = yield from find_active_run(birth.thread_id)
+    if active is None:
+        return None
+    if birth.when_busy == "reject":
+        raise InvalidRequest(f"Thread {birth.thread_id} already has an active run {active}.")
+    return (yield from _stand_in_line(birth.thread_id, birth.when_busy, birth.now))
+
+
+def retry_run(run_id: str, birth: Birth) -> Operation[Made]:
+    """Store a queued run with all that an ended one was made with. Raises NotFound and InvalidRequest."""
+    yield from get_thread_body(birth.thread_id, birth.project_id, lock=True)
+    row = yield from lock_run(run_id, birth.thread_id, birth.project_id)
+    if row.run.status not in RETRIED:
+        raise InvalidRequest(f"Cannot retry run with status '{row.run.status}'.")
+    place = yield from _place_of_run(birth)
+    run, extra = run_again(row.run, row.extra, run_id=birth.run_id, now=birth.now, expiry_seconds=birth.expiry_seconds)
+    yield from insert_run(run, extra, birth.project_id, [], place.number if place else 0)
+    return Made(run, place)
 
 
 def create_thread_and_run(body: CreateThreadAndRun, birth: Birth) -> Operation[Run]:
@@ -59,11 +184,17 @@ def create_thread_and_run(body: CreateThreadAndRun, birth: Birth) -> Operation[R
     thread = new_thread(given, birth.thread_id, birth.now)
     messages = _messages(given.messages, birth, "thread.messages")
     yield from insert_thread(thread, messages, birth.project_id)
-    return (yield from _begin_run(body, assistant, extra, birth, before=[("thread.created", thread)]))
+    return (yield from _begin_run(body, assistant, extra, birth, [("thread.created", thread)]))
 
 
 def _begin_run(
-    body: CreateRun | CreateThreadAndRun, assistant: Assistant, extra: Extra, birth: Birth, *, before: list[Draft]
+    body: CreateRun | CreateThreadAndRun,
+    assistant: Assistant,
+    extra: Extra,
+    birth: Birth,
+    before: Sequence[Draft] = (),
+    *,
+    waits: int = 0,
 ) -> Operation[Run]:
     run, extra = new_run(
         body,
@@ -77,7 +208,7 @@ def _begin_run(
         tool_resources=body.tool_resources if isinstance(body, CreateThreadAndRun) else None,
     )
     yield from _refuse_nothing_to_run_on(run)
-    yield from insert_run(run, extra, birth.project_id, before)
+    yield from insert_run(run, extra, birth.project_id, before, waits)
     return run
 
 
@@ -117,7 +248,7 @@ def submit_outputs(
         drafts.append(("thread.run.step.completed", step))
     run = move_run(row.run, "queued", now)
     drafts.append(("thread.run.queued", run))
-    extra = Extra(given=row.extra.given, usage=row.extra.usage)
+    extra = msgspec.structs.replace(row.extra, step_usage=None)
     yield from write_move(row, run, number_events(drafts, row.last_event), attempt=row.attempt, extra=extra)
     return run, row.last_event
 

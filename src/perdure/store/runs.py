@@ -6,15 +6,17 @@ Every write of a worker is conditional on its attempt number: whoever lost the l
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from perdure.domain.creation import changed_run
 from perdure.domain.lifecycle import ACTIVE, TERMINAL, move_run
-from perdure.errors import ApiError, InvalidRequest, NotFound, RunFailure
+from perdure.errors import InvalidRequest, RunFailure
 from perdure.store.bodies import encode, read_extra, read_run
 from perdure.store.db import Do, Operation, Row, Rows, Value
-from perdure.store.event_log import Draft, append_events, number_events
-from perdure.store.messages import insert_messages, write_message
+from perdure.store.event_log import Draft, append_events, no_run, number_events
+from perdure.store.messages import insert_messages, let_in_messages, write_message
 from perdure.store.pages import list_page
 from perdure.store.steps import insert_step, write_step
 from perdure.wire.events import ATTEMPT_STRIDE, RUN_EVENTS, LogEvent
@@ -24,7 +26,10 @@ from perdure.wire.page import Page, PageQuery
 from perdure.wire.runs import Extra, IncompleteRun, RequiredAction, Run, RunStatus
 from perdure.wire.steps import RunStep
 
-COLUMNS = "body, project_id, attempt, worker_id, lease_until, extra, last_event, recoveries"
+COLUMNS = "body, project_id, attempt, worker_id, lease_until, extra, last_event, recoveries, waits"
+
+NO_END = 2**62
+"""Above every number in a line."""
 
 
 class LeaseLost(Exception):
@@ -54,6 +59,14 @@ class RunRow(msgspec.Struct):
     extra: Extra
     last_event: int
     recoveries: int
+    waits: int
+
+
+class Written(msgspec.Struct, frozen=True):
+    """What a transaction wrote to a run's log, and the run that it let in from the thread's line, if one waited."""
+
+    events: list[LogEvent]
+    let_in: str | None = None
 
 
 class Claim(msgspec.Struct, frozen=True):
@@ -80,27 +93,41 @@ class Change(msgspec.Struct, kw_only=True):
     extra: Extra | None = None
 
 
-def no_run(run_id: str) -> ApiError:
-    """Return the refusal."""
-    return NotFound(f"No run found with id '{run_id}'.")
-
-
 def find_active_run(thread_id: str) -> Operation[str | None]:
     """Return the id of the run that locks the thread."""
     row = yield Row(
-        "SELECT id FROM runs WHERE thread_id = $1 "
+        "SELECT id FROM runs WHERE thread_id = $1 AND waits = 0 "
         "AND status IN ('queued', 'in_progress', 'requires_action', 'cancelling')",
         thread_id,
     )
     return row[0] if row else None
 
 
-def insert_run(run: Run, extra: Extra, project_id: str, before: list[Draft]) -> Operation[None]:
-    """Store a queued run and begin its log. The caller holds the thread's lock. Raises InvalidRequest if it is busy."""
+def lock_active_run(thread_id: str) -> Operation[RunRow | None]:
+    """Return the run that locks the thread, locked itself."""
+    while True:
+        row = yield Row(
+            f"SELECT {COLUMNS} FROM runs WHERE thread_id = $1 AND waits = 0 "
+            "AND status IN ('queued', 'in_progress', 'requires_action', 'cancelling')",
+            thread_id,
+            lock="wait",
+        )
+        if row is not None:
+            return read_row(row)
+        # On Postgres, whoever held the row may just have ended this run and let in another one.
+        if (yield from find_active_run(thread_id)) is None:
+            return None
+
+
+def insert_run(run: Run, extra: Extra, project_id: str, before: Sequence[Draft], waits: int = 0) -> Operation[None]:
+    """Store a queued run and begin its log; with `waits` it stands in the thread's line at that number.
+
+    The caller holds the thread's lock. Raises InvalidRequest if the thread is busy and the run does not wait.
+    """
     events = number_events([*before, ("thread.run.created", run), ("thread.run.queued", run)], 0)
     written = yield Do(
         "INSERT INTO runs (id, thread_id, project_id, assistant_id, status, expires_at, created_at, extra, body, "
-        "last_event) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT DO NOTHING",
+        "last_event, waits) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) ON CONFLICT DO NOTHING",
         run.id,
         run.thread_id,
         project_id,
@@ -111,6 +138,7 @@ def insert_run(run: Run, extra: Extra, project_id: str, before: list[Draft]) -> 
         encode(extra),
         encode(run),
         events[-1].sequence,
+        waits,
     )
     if written != 1:
         active = yield from find_active_run(run.thread_id)
@@ -142,11 +170,11 @@ def lock_run(run_id: str, thread_id: str, project_id: str) -> Operation[RunRow]:
     return read_row(row)
 
 
-def read_row(row: tuple[str, str, int, str | None, float | None, str, int, int]) -> RunRow:
+def read_row(row: tuple[str, str, int, str | None, float | None, str, int, int, int]) -> RunRow:
     """Return the columns of `COLUMNS` as a RunRow."""
-    body, project_id, attempt, worker_id, lease_until, extra, last_event, recoveries = row
+    body, project_id, attempt, worker_id, lease_until, extra, last_event, recoveries, waits = row
     run = read_run(body)
-    return RunRow(run, project_id, attempt, worker_id, lease_until, read_extra(extra), last_event, recoveries)
+    return RunRow(run, project_id, attempt, worker_id, lease_until, read_extra(extra), last_event, recoveries, waits)
 
 
 def write_move(
@@ -160,14 +188,16 @@ def write_move(
     extra: Extra | None = None,
     ended_at: int | None = None,
     recoveries: int | None = None,
-) -> Operation[None]:
+) -> Operation[str | None]:
     """Write a run over its old self: the only statement that sets a run's status.
 
-    It is conditional on the old status and the old attempt. Raises LeaseLost when neither is there any more.
+    It is conditional on the old status and the old attempt. Raises LeaseLost when neither is there any more. A run
+    that ends lets in what waits for it in the thread's line; returns the id of the run that is active now, if any.
     """
     written = yield Do(
         "UPDATE runs SET status = $4, body = $5, extra = $6, last_event = $7, attempt = $8, worker_id = $9, "
-        "lease_until = $10, ended_at = $11, recoveries = $12 WHERE id = $1 AND status = $2 AND attempt = $3",
+        "lease_until = $10, ended_at = $11, recoveries = $12, waits = $13 "
+        "WHERE id = $1 AND status = $2 AND attempt = $3",
         row.run.id,
         row.run.status,
         row.attempt,
@@ -180,10 +210,44 @@ def write_move(
         lease_until,
         ended_at,
         row.recoveries if recoveries is None else recoveries,
+        row.waits if ended_at is None else 0,
     )
     if written != 1:
         raise LeaseLost
     yield from append_events(row.run.id, events)
+    if ended_at is None or row.waits:
+        return None
+    return (yield from _let_in(row.run.thread_id, ended_at))
+
+
+def _let_in(thread_id: str, now: int) -> Operation[str | None]:
+    """Let in what stands at the head of the thread's line, up to and with the first run; return that run's id.
+
+    Its time begins now, as if it had just been created. The caller has ended the run that locked the thread.
+    """
+    row = yield from _lock_first_waiting(thread_id)
+    yield from let_in_messages(thread_id, row.waits if row else NO_END)
+    if row is None:
+        return None
+    run = row.run
+    expires_at = now + (run.expires_at or run.created_at) - run.created_at
+    yield Do(
+        "UPDATE runs SET waits = 0, expires_at = $2, body = $3 WHERE id = $1",
+        run.id,
+        expires_at,
+        encode(msgspec.structs.replace(run, expires_at=expires_at)),
+    )
+    return run.id
+
+
+def _lock_first_waiting(thread_id: str) -> Operation[RunRow | None]:
+    """Return the first run of the line, locked. One that was cancelled in the line is not let in."""
+    waiting = "FROM runs WHERE thread_id = $1 AND waits > 0 AND status = 'queued'"
+    while (yield Row(f"SELECT 1 {waiting} LIMIT 1", thread_id)) is not None:
+        row = yield Row(f"SELECT {COLUMNS} {waiting} ORDER BY waits LIMIT 1", thread_id, lock="wait")
+        if row is not None:  # on Postgres None if it was cancelled while we waited for its lock
+            return read_row(row)
+    return None
 
 
 def claim_run(worker_id: str, now: float, lease_until: float, run_id: str | None = None) -> Operation[Claim | None]:
@@ -194,7 +258,7 @@ def claim_run(worker_id: str, now: float, lease_until: float, run_id: str | None
     one = "AND id = $1 " if run_id else ""
     args: list[Value] = [run_id] if run_id else []
     found = yield Row(
-        f"SELECT {COLUMNS} FROM runs WHERE status = 'queued' {one}ORDER BY seq LIMIT 1",
+        f"SELECT {COLUMNS} FROM runs WHERE status = 'queued' AND waits = 0 {one}ORDER BY seq LIMIT 1",
         *args,
         lock="skip",
     )
@@ -213,7 +277,7 @@ def claim_run(worker_id: str, now: float, lease_until: float, run_id: str | None
 
 def has_waiting() -> Operation[bool]:
     """Say whether a run waits for a worker."""
-    return (yield Row("SELECT 1 FROM runs WHERE status = 'queued' LIMIT 1")) is not None
+    return (yield Row("SELECT 1 FROM runs WHERE status = 'queued' AND waits = 0 LIMIT 1")) is not None
 
 
 def renew_leases(holds: list[Hold], lease_until: float) -> Operation[dict[str, RunStatus | None]]:
@@ -245,8 +309,8 @@ def lock_held(hold: Hold) -> Operation[RunRow]:
     return read_row(row)
 
 
-def record_change(hold: Hold, pending: list[LogEvent], change: Change, now: int) -> Operation[list[LogEvent]]:
-    """Write what a worker did; return the new events, which may be shown once this is committed.
+def record_change(hold: Hold, pending: list[LogEvent], change: Change, now: int) -> Operation[Written]:
+    """Write what a worker did; the new events may be shown once this is committed.
 
     `pending` are deltas that live readers have seen already. A move lets go of the run unless it goes on being worked.
     Raises LeaseLost, and RunStopped when the run was cancelled meanwhile and the change would move it.
@@ -275,14 +339,14 @@ def record_change(hold: Hold, pending: list[LogEvent], change: Change, now: int)
         yield from write_message(message)
     for step in change.steps:
         yield from write_step(step)
-    if change.to is not None:
-        ended_at = now if change.to in TERMINAL else None
-        yield from write_move(
-            row, moved, [*pending, *events], attempt=row.attempt, extra=change.extra, ended_at=ended_at
-        )
-    else:
+    if change.to is None:
         yield from _write_extra(hold, [*pending, *events], change.extra or row.extra)
-    return events
+        return Written(events)
+    ended_at = now if change.to in TERMINAL else None
+    let_in = yield from write_move(
+        row, moved, [*pending, *events], attempt=row.attempt, extra=change.extra, ended_at=ended_at
+    )
+    return Written(events, let_in)
 
 
 def _write_extra(hold: Hold, events: list[LogEvent], extra: Extra) -> Operation[None]:
@@ -323,6 +387,11 @@ def request_cancel(run_id: str, thread_id: str, project_id: str, now: int) -> Op
     row = yield from lock_run(run_id, thread_id, project_id)
     if row.run.status not in {"queued", "in_progress", "requires_action"}:
         raise InvalidRequest(f"Cannot cancel run with status '{row.run.status}'.")
+    return (yield from begin_cancel(row, now))
+
+
+def begin_cancel(row: RunRow, now: int) -> Operation[Run]:
+    """Move a locked run to cancelling."""
     # The log's writer is whoever holds the run: the event `thread.run.cancelling` comes with the winding up.
     run = move_run(row.run, "cancelling", now)
     yield from write_move(row, run, [], attempt=row.attempt, worker_id=row.worker_id, lease_until=row.lease_until)
@@ -347,7 +416,7 @@ def list_held_runs(lapsed_before: float | None) -> Operation[list[str]]:
 def list_unheld_ends(now: int) -> Operation[list[str]]:
     """Return the runs that nobody holds and that have to end: cancelled, or past their expiry."""
     rows = yield Rows(
-        "SELECT id FROM runs WHERE status IN ('queued', 'requires_action') AND expires_at <= $1 "
+        "SELECT id FROM runs WHERE status IN ('queued', 'requires_action') AND waits = 0 AND expires_at <= $1 "
         "UNION ALL SELECT id FROM runs WHERE status = 'cancelling' AND worker_id IS NULL",
         now,
     )

@@ -51,7 +51,10 @@ END_EVENTS: frozenset[str] = frozenset(
         "thread.run.expired",
     }
 )
-"""A stream ends after one of these."""
+"""A stream of the hosted API ends after one of these."""
+
+LAST_EVENTS: frozenset[str] = END_EVENTS - {"thread.run.requires_action"}
+"""A run's log ends with one of these."""
 
 RUN_EVENTS: dict[RunStatus, EventName] = {
     "queued": "thread.run.queued",

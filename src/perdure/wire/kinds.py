@@ -24,6 +24,9 @@ TopP = Annotated[float, Meta(ge=0, le=1)]
 ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 ModelName = Annotated[str, Meta(min_length=1, max_length=256)]
 
+WhenBusy = Literal["reject", "queue", "interrupt"]
+"""What a message or run does on a thread that a run locks: be refused, wait its turn, or have that run cancelled."""
+
 # The spec says 256 at least; recordings of 2024 show the hosted server taking 16.
 TokenCap = Annotated[int, Meta(ge=1)]
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from perdure.wire.kinds import Body, Metadata, Object, Text
+from perdure.wire.kinds import Body, Metadata, Object, Text, WhenBusy
 
 Role = Literal["user", "assistant"]
 Detail = Literal["auto", "low", "high"]
@@ -81,10 +81,17 @@ class CreateMessage(Body, kw_only=True):
     metadata: Metadata | None = None
 
 
+class AddMessage(CreateMessage, kw_only=True):
+    """POST /threads/{id}/messages."""
+
+    x_when_busy: WhenBusy | None = None
+
+
 class ModifyMessage(Body, kw_only=True):
-    """POST /threads/{id}/messages/{id}."""
+    """POST /threads/{id}/messages/{id}. Content is changed by an extension: the hosted API changed metadata only."""
 
     metadata: Metadata | None | UnsetType = UNSET
+    x_content: NewContent | None = None
 
 
 class TextValue(Object, kw_only=True):

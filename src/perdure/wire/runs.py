@@ -19,6 +19,7 @@ from perdure.wire.kinds import (
     TokenCap,
     TopP,
     Usage,
+    WhenBusy,
 )
 from perdure.wire.messages import NewMessages
 from perdure.wire.threads import CreateThread
@@ -141,6 +142,7 @@ class CreateRun(RunOptions, kw_only=True):
 
     additional_instructions: Instructions | None = None
     additional_messages: NewMessages | None = None
+    x_when_busy: WhenBusy | None = None
 
 
 class CreateThreadAndRun(RunOptions, kw_only=True):
@@ -148,6 +150,13 @@ class CreateThreadAndRun(RunOptions, kw_only=True):
 
     thread: CreateThread | None = None
     tool_resources: ToolResources | None = None
+
+
+class RetryRun(Body, kw_only=True):
+    """POST /threads/{id}/runs/{id}/retry, an extension; the body may be missing altogether."""
+
+    stream: bool | None = None
+    x_when_busy: WhenBusy | None = None
 
 
 class ModifyRun(Body, kw_only=True):
@@ -179,3 +188,5 @@ class Extra(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Tokens of a run counted so far; the object shows them at the end."""
     step_usage: Usage | None = None
     """Tokens of the turn whose calls wait for outputs; they become the step's usage when it is completed."""
+    instead_of: list[str] = []
+    """The runs that this one is another try of."""
