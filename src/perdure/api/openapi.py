@@ -235,7 +235,7 @@ def _header_parameters(operation: Operation) -> Iterator[Json]:
         yield _header_parameter(
             operation.header,
             "The `id` of the last event that was seen.",
-            {"type": "string", "pattern": "^[0-9]{1,18}$"},
+            {"type": "string", "pattern": "^[0-9]{0,18}$"},
         )
 
 
