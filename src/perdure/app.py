@@ -39,7 +39,7 @@ from perdure.models.forward import build_forwards
 from perdure.models.names import BUILTIN, ModelRegistry
 from perdure.models.scripted import ScriptedModel, load_script
 from perdure.settings import Settings
-from perdure.store.db import Database
+from perdure.store.db import Database, EdgeWatch
 from perdure.store.key_stamp import KeyStamp
 from perdure.store.keys import any_key_made
 from perdure.store.postgres import PostgresDatabase
@@ -51,12 +51,15 @@ DATABASE_FILE = "perdure.db"
 LOCK_FILE = "perdure.lock"
 
 
-async def open_database(settings: Settings) -> Database:
-    """Open the store that the settings name, migrated. Raises OperatorError."""
+async def open_database(settings: Settings, watch: EdgeWatch | None = None) -> Database:
+    """Open the store that the settings name, migrated. Raises OperatorError.
+
+    `watch` is told of the edges of transactions on SQLite.
+    """
     if settings.database_url is not None:
         return await PostgresDatabase.open(settings.database_url)
     make_data_folder(settings.data)
-    return await SqliteDatabase.open(settings.data / DATABASE_FILE)
+    return await SqliteDatabase.open(settings.data / DATABASE_FILE, watch=watch)
 
 
 def make_data_folder(data: Path) -> None:
@@ -140,10 +143,10 @@ class Running:
 
 
 @asynccontextmanager
-async def open_parts(settings: Settings) -> AsyncIterator[tuple[ASGIApp, Running]]:
+async def open_parts(settings: Settings, watch: EdgeWatch | None = None) -> AsyncIterator[tuple[ASGIApp, Running]]:
     """Open store and models and start the worker; yields the ASGI application. Raises OperatorError."""
     async with AsyncExitStack() as stack:
-        database = await open_database(settings)
+        database = await open_database(settings, watch)
         stack.push_async_callback(database.close)
         await _refuse_open_door(settings, database)
         models = build_models(settings)
@@ -233,13 +236,13 @@ async def _refuse_open_door(settings: Settings, database: Database) -> None:
 
 
 @asynccontextmanager
-async def open_server(settings: Settings) -> AsyncIterator[Running]:
-    """Serve until the block is left. Raises OperatorError."""
+async def open_server(settings: Settings, watch: EdgeWatch | None = None) -> AsyncIterator[Running]:
+    """Serve until the block is left; `watch` is told of the edges of transactions. Raises OperatorError."""
     address, port = choose_port(settings.host, settings.port)
     async with AsyncExitStack() as stack:
         if settings.database_url is None:
             stack.callback(own_data_folder(settings.data).release)
-        app, running = await stack.enter_async_context(open_parts(settings))
+        app, running = await stack.enter_async_context(open_parts(settings, watch))
         server = GranianServer(
             app, address=address, port=port, interface=Interfaces.ASGINL, websockets=False, log_enabled=False
         )
@@ -322,12 +325,12 @@ async def _as_coroutine(main: Callable[[], Awaitable[None]]) -> None:
     await main()
 
 
-def serve(settings: Settings, announce: Callable[[Running], None]) -> None:
-    """Serve until SIGINT or SIGTERM. Raises OperatorError."""
+def serve(settings: Settings, announce: Callable[[Running], None], watch: EdgeWatch | None = None) -> None:
+    """Serve until SIGINT or SIGTERM; `watch` is told of the edges of transactions. Raises OperatorError."""
 
     async def main() -> None:
         ended = asyncio.Event()
-        async with open_server(settings) as running:
+        async with open_server(settings, watch) as running:
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
                 if os.name == "posix":

@@ -56,6 +56,12 @@ class Do(Statement):
 
 Operation = Generator[Statement, Any, T]
 
+Edge = Literal["begun", "written", "committed"]
+"""The edges of a transaction: before its first statement; its statements done, not committed; on disk, not answered."""
+
+EdgeWatch = Callable[[Edge, str], None]
+"""Told of each edge of each writing transaction, with the operation's name, by the driver. Tests crash there."""
+
 
 class Database(Protocol):
     """What a driver offers. Failures of the database itself are raised as `errors.Unavailable`."""

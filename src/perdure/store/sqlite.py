@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from perdure.errors import OperatorError, Unavailable
-from perdure.store.db import Operation, Row, Rows, Statement
+from perdure.store.db import Edge, EdgeWatch, Operation, Row, Rows, Statement
 from perdure.store.migrations import apply_next
 
 T = TypeVar("T")
@@ -69,7 +69,7 @@ _CAUSES = {
 class _Write(NamedTuple):
     """One operation that waits for the writer, and who waits for its answer."""
 
-    begin: Callable[[], Operation[Any]]
+    begin: partial[Operation[Any]]
     future: asyncio.Future[Any]
     loop: asyncio.AbstractEventLoop
 
@@ -92,9 +92,9 @@ class _UndoOneError(Exception):
 class SqliteDatabase:
     """`Database` on one SQLite file. `path` must lie in a folder that exists."""
 
-    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, connection: sqlite3.Connection, watch: EdgeWatch | None = None) -> None:
         self._path = path
-        self._writer = _Writer(connection)
+        self._writer = _Writer(connection, watch)
         self._local = threading.local()
         self._readers: list[sqlite3.Connection] = []
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="perdure-scan")
@@ -102,9 +102,12 @@ class SqliteDatabase:
         self._longer: set[Callable[..., Any]] = set()  # reads that were seen to take several statements
 
     @classmethod
-    async def open(cls, path: Path) -> SqliteDatabase:
-        """Open or make the file and bring its schema up to date. Raises OperatorError with one line."""
-        return cls(path, await asyncio.to_thread(_open_for_writing, path))
+    async def open(cls, path: Path, *, watch: EdgeWatch | None = None) -> SqliteDatabase:
+        """Open or make the file and bring its schema up to date. Raises OperatorError with one line.
+
+        `watch` is called on the writer thread.
+        """
+        return cls(path, await asyncio.to_thread(_open_for_writing, path), watch)
 
     async def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the writer thread; return after the commit is on disk."""
@@ -184,8 +187,9 @@ class SqliteDatabase:
 class _Writer:
     """The thread that owns the writing connection."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, watch: EdgeWatch | None) -> None:
         self._connection = connection
+        self._watch = watch
         self._cursor = connection.cursor()
         self._queue: queue.SimpleQueue[_Write | None] = queue.SimpleQueue()
         self._gate = threading.Lock()
@@ -266,11 +270,20 @@ class _Writer:
         for write in batch:
             if savepoints:
                 cursor.execute("SAVEPOINT one")
+            self._tell("begun", [write])
             outcomes.append(self._run_one(write, savepoints=savepoints))
             if savepoints:
                 cursor.execute("RELEASE one")
+        self._tell("written", batch)
         cursor.execute("COMMIT")
+        self._tell("committed", batch)
         return outcomes
+
+    def _tell(self, edge: Edge, writes: list[_Write]) -> None:
+        """Tell whoever watches where these operations are."""
+        if self._watch is not None:
+            for write in writes:
+                self._watch(edge, write.begin.func.__name__)
 
     def _run_one(self, write: _Write, *, savepoints: bool) -> _Outcome:
         before = self._connection.total_changes  # counts rows, not changes of the schema: those belong to migrations
