@@ -1,6 +1,6 @@
 # `make serve` runs Perdure, `make test` runs every test; both set up what they need in .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test lint format docs bench clean
+.PHONY: help setup serve demo test simulate lint format docs bench clean
 
 # The first Python of 3.11 or newer.
 PYTHON ?= $(shell for one in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -11,6 +11,7 @@ READY := .venv/.ready
 help:
 	@echo "make serve   set up and serve (settings: PERDURE_*, or ARGS='--port 8001')"
 	@echo "make test    set up and run all tests"
+	@echo "make simulate   the engine under virtual time, faults at every await (SEEDS=20000, FROM=0)"
 	@echo "make lint    formatting, lint, types, import rules"
 	@echo "make bench   measure against floors of the same run, write bench/RESULTS.md"
 	@echo "make demo    a conversation with the math tutor, streamed"
@@ -35,6 +36,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest $(ARGS)
+
+simulate: setup
+	$(BIN)/python -m tests.simulation.run --seeds $(or $(SEEDS),20000) $(if $(FROM),--from $(FROM))
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -586,6 +586,48 @@ def test_a_run_whose_deltas_can_not_be_stored_is_left_for_recovery(run: Run, dat
     run(one())
 
 
+class OneSlowFailure(LateClaims):
+    """A store whose first write of deltas takes its time and fails; everything else works."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.let_go.set()
+        self.writes = 0
+        self.fail = asyncio.Event()
+
+    async def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        if operation is append_deltas:
+            self.writes += 1
+            if self.writes == 1:
+                await self.fail.wait()
+                raise Unavailable("The disk is full.")
+        return await super().run(operation, *args, **kwargs)
+
+
+def test_behind_deltas_that_could_not_be_stored_no_later_ones_are(run: Run, database: Database) -> None:
+    """A log with a gap would give a message that nobody wrote."""
+
+    async def one() -> None:
+        model, slow = HandModel(), OneSlowFailure(database)
+        async with stage(slow, model) as broken:
+            crew = broken.worker()
+            created = await broken.create()
+            crew.dispatch.tell(created.id)
+            played = await begun(model, "first ")
+            await until(lambda: slow.writes == 1)
+            played.say("second ")  # its own write stands behind the one that is about to fail
+            await asyncio.sleep(0.1)
+            slow.fail.set()
+            await asyncio.sleep(0.1)
+            played.end()
+            await until(lambda: crew.feeds.open == 0)
+            left = await broken.look(created)
+            assert slow.writes == 1
+            assert [event.name for event in left.events if event.name.endswith(".delta")] == []
+
+    run(one())
+
+
 # -- expiry
 
 

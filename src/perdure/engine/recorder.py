@@ -104,7 +104,7 @@ class Recorder:
         async with self._writing:
             self._flushing = None
             events, self._pending = self._pending, []
-            if not events:
+            if not events or self._flush_failure is not None:  # behind a gap nothing may be written
                 return
             try:
                 await self._database.run(append_deltas, self._hold, events)
