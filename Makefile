@@ -1,6 +1,6 @@
 # `make serve` runs Perdure, `make test` runs every test; both set up what they need in .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help setup serve demo test simulate lint format docs bench clean
+.PHONY: help setup serve demo test simulate kills lint format docs bench clean
 
 # The first Python of 3.11 or newer.
 PYTHON ?= $(shell for one in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -12,6 +12,7 @@ help:
 	@echo "make serve   set up and serve (settings: PERDURE_*, or ARGS='--port 8001')"
 	@echo "make test    set up and run all tests"
 	@echo "make simulate   the engine under virtual time, faults at every await (SEEDS=20000, FROM=0)"
+	@echo "make kills   kill -9 the real server at random moments and at every edge of a transaction (KILLS=200, SEED=...)"
 	@echo "make lint    formatting, lint, types, import rules"
 	@echo "make bench   measure against floors of the same run, write bench/RESULTS.md"
 	@echo "make demo    a conversation with the math tutor, streamed"
@@ -39,6 +40,10 @@ test: setup
 
 simulate: setup
 	$(BIN)/python -m tests.simulation.run --seeds $(or $(SEEDS),20000) $(if $(FROM),--from $(FROM))
+
+kills: setup
+	PERDURE_KILLS=$(or $(KILLS),200) $(if $(SEED),PERDURE_SEED=$(SEED)) $(BIN)/python -m pytest -s tests/durability \
+		-k "random_moments or every_edge or either_server" $(ARGS)
 
 lint: setup
 	$(BIN)/ruff format --check .

@@ -12,7 +12,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,8 @@ def running_server(data: Path, **settings: Any) -> Iterator[str]:
 class ServerProcess:
     """`perdure serve` as a process of its own; `url` is its base URL, `process` its handle."""
 
+    program: Sequence[str] = ("-m", "perdure", "serve")
+
     def __init__(self, data: Path, **settings: Any) -> None:
         given = {"builtin_model": "scripted", "port": 0, "data": data, **settings}
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PERDURE_")}
@@ -86,7 +88,7 @@ class ServerProcess:
         self.log = data.parent / f"{data.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "perdure", "serve"],
+                [sys.executable, *self.program],
                 cwd=data,
                 env=environment,
                 stdout=subprocess.PIPE,

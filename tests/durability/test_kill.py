@@ -9,56 +9,19 @@ import os
 import random
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.durability.load import (
-    BROKEN,
-    SLOW_ANSWER,
-    Load,
-    check_free,
-    check_promises,
-    end_of,
-    poll,
-    restarted,
-    text_of,
-    write_script,
-)
-from tests.server import Client, ServerProcess
+from tests.durability.checks import check_promises
+from tests.durability.load import BROKEN, SLOW_ANSWER, check_free, end_of, poll, text_of
+from tests.durability.programs import Load
+from tests.durability.servers import servers
+from tests.durability.store_checks import check_file
+from tests.server import Client
 
 KILLS = int(os.environ.get("PERDURE_KILLS", "6"))
 SEED = os.environ.get("PERDURE_SEED") or secrets.token_hex(4)
-SETTINGS: dict[str, Any] = {"poll_hold_seconds": 0}
-
-
-class Servers:
-    """One server after the other on the same data and the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        self._data = folder / "data"
-        self._settings = {"script": write_script(folder), **SETTINGS}
-        self.now = ServerProcess(self._data, **self._settings)
-
-    @property
-    def url(self) -> str:
-        return self.now.url
-
-    def kill(self) -> None:
-        self.now.kill()
-        self.now = restarted(self.now, self._data, **self._settings)
-
-
-@contextmanager
-def servers(folder: Path) -> Iterator[Servers]:
-    one = Servers(folder)
-    try:
-        yield one
-    finally:
-        one.now.stop()
 
 
 def test_three_running_runs_survive_a_kill(tmp_path: Path) -> None:
@@ -97,14 +60,16 @@ def test_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     print(f"PERDURE_KILLS={KILLS} PERDURE_SEED={SEED}")  # noqa: T201  # pytest shows it when the test fails
     dice = random.Random(SEED)  # noqa: S311  # a game, no secret
     with servers(tmp_path) as server:
-        with Load(6, SEED, server.url) as promises:
+        with Load(6, SEED, server.url) as load:
             for _ in range(KILLS):
                 time.sleep(dice.uniform(0.05, 1.2))  # the moment is the point
-                server.kill()
-            poll(lambda: promises.counts["ends"], "a run to end")
+                server.kill(dice.uniform(0, 0.3) if dice.random() < 0.2 else None)
+                load.raise_failures()
+            poll(lambda: load.promises.counts["ends"], "a run to end")
         with Client(server.url) as client:
-            check_promises(client, promises)
-        print(dict(promises.counts))  # noqa: T201  # shows what the load was
+            listed = check_promises(client, load)
+        server.now.stop()
+        print(dict(load.promises.counts), dict(check_file(server.data / "perdure.db", listed)))  # noqa: T201
 
 
 def test_a_run_that_was_cancelled_just_before_the_kill_ends_cancelled(tmp_path: Path) -> None:
