@@ -45,7 +45,7 @@ def test_writes_without_the_fence_are_found() -> None:
 
 
 def test_a_status_shown_before_its_commit_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    record = Recorder._record
+    record = Recorder.record
 
     async def show_first(self: Recorder, change: Change) -> None:
         if change.to is not None:
@@ -55,7 +55,7 @@ def test_a_status_shown_before_its_commit_is_found(monkeypatch: pytest.MonkeyPat
             self._pen.commit(events[-1].sequence, events)
         await record(self, change)
 
-    monkeypatch.setattr(Recorder, "_record", show_first)
+    monkeypatch.setattr(Recorder, "record", show_first)
     assert first_found().violated == "seen-before-commit"
 
 

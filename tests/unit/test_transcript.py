@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from perdure.domain.transcript import function_tools, transcript
+from perdure.domain.transcript import offered_tools, transcript
 from perdure.wire.messages import Message
 from perdure.wire.runs import Run
 from perdure.wire.steps import RunStep
@@ -197,7 +197,7 @@ def test_functions_are_shown_as_chat_completions_has_them() -> None:
         {"type": "code_interpreter"},
         {"type": "function", "function": {"name": "g", "parameters": schema, "strict": False}},
     ]
-    assert function_tools(run(tools=tools)) == [
+    assert offered_tools(run(tools=tools)) == [
         {"type": "function", "function": {"name": "f", "description": "Does.", "parameters": schema, "strict": True}},
         {"type": "function", "function": {"name": "g", "parameters": schema}},
     ]

@@ -158,7 +158,7 @@ def run_again(run: Run, extra: Extra, *, run_id: str, now: int, expiry_seconds: 
         incomplete_details=None,
         usage=None,
     )
-    return again, Extra(given=extra.given, instead_of=[*extra.instead_of, run.id])
+    return again, Extra(given=extra.given, instead_of=[*extra.instead_of, run.id], include=extra.include)
 
 
 def changed_run(run: Run, metadata: Metadata | None | UnsetType) -> Run:

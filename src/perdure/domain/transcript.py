@@ -2,17 +2,39 @@
 
 Rules. The thread's messages stand in their order; the run's own come from its finished steps, so that a tool call is
 always followed by its outputs. A half-written message is not shown when the answer was begun anew, by the same run or
-by another try of it. Nothing here counts tokens.
+by another try of it. Code that was broken off is shown with a word on it, since it may have done something; a search
+that was broken off is simply made again. Nothing here counts tokens.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+from perdure.domain.builtin_tools import (
+    ToolKind,
+    builtin_tools,
+    given_passages,
+    name_of,
+    search_arguments,
+    search_numbers,
+    searches_of,
+    told_of_code,
+    told_of_search,
+)
 from perdure.wire.messages import ContentPart, ImageUrlPart, Message, RefusalPart, TextPart
 from perdure.wire.runs import Run
-from perdure.wire.steps import FunctionStepCall, MessageCreation, RunStep, StepCall
+from perdure.wire.steps import (
+    CodeInterpreterStepCall,
+    FileSearchStepCall,
+    FunctionStepCall,
+    ImageOutput,
+    MessageCreation,
+    RunStep,
+    StepCall,
+    ToolCalls,
+)
 from perdure.wire.tools import FunctionTool
 
 ChatMessage = dict[str, Any]
@@ -27,24 +49,46 @@ class Transcript(NamedTuple):
     """What this run has said, called and been answered."""
 
 
-def transcript(run: Run, messages: list[Message], steps: list[RunStep], instead_of: Collection[str] = ()) -> Transcript:
+def transcript(
+    run: Run,
+    messages: list[Message],
+    steps: list[RunStep],
+    instead_of: Collection[str] = (),
+    *,
+    found_is_given: bool = False,
+) -> Transcript:
     """Return chat messages for the next turn.
 
     `messages` are the thread's, oldest first; `steps` are the run's, oldest first; `instead_of` are the runs that this
-    one is another try of: it does not see what they wrote.
+    one is another try of: it does not see what they wrote. `found_is_given`: the model does not search by itself, what
+    was found for it stands in its instructions.
     """
     own = {message.id: message for message in messages if message.run_id == run.id}
     others = {run.id, *instead_of}
     thread = [message for message in messages if message.run_id not in others]
+    shown_steps = _ShownSteps(run, own, search_numbers(steps), found_is_given=found_is_given)
     return Transcript(
-        [{"role": "system", "content": run.instructions}] if run.instructions else [],
+        _instructions(run, steps, found_is_given=found_is_given),
         [shown for message in _truncated(run, _without_false_starts(thread)) if (shown := _shown(message))],
-        [shown for step in steps if step.status == "completed" for shown in _shown_step(step, own)],
+        [shown for step in steps for shown in shown_steps.of(step)],
     )
 
 
-def function_tools(run: Run) -> list[dict[str, Any]]:
-    """Return the run's functions in the shape of chat completions; `strict` only where it was asked for."""
+def _instructions(run: Run, steps: list[RunStep], *, found_is_given: bool) -> list[ChatMessage]:
+    parts = [run.instructions] if run.instructions else []
+    if found_is_given:
+        numbers = search_numbers(steps)
+        parts += [given_passages(call.file_search, numbers[call.id]) for call in searches_of(steps)]
+    return [{"role": "system", "content": "\n\n".join(parts)}] if parts else []
+
+
+def offered_tools(run: Run, kinds: Collection[ToolKind] = ()) -> list[dict[str, Any]]:
+    """Return what the model may call, in the shape of chat completions: functions, and built-in tools of `kinds`."""
+    return [*_function_tools(run), *builtin_tools(run, list(kinds))]
+
+
+def _function_tools(run: Run) -> list[dict[str, Any]]:
+    """Return the run's functions; `strict` only where it was asked for."""
     shown = []
     for tool in run.tools:
         if isinstance(tool, FunctionTool):
@@ -104,24 +148,66 @@ def _shown_part(part: ContentPart) -> dict[str, Any]:
     return {"type": "text", "text": _plain(part)}
 
 
-def _shown_step(step: RunStep, own: dict[str, Message]) -> list[ChatMessage]:
-    if isinstance(step.step_details, MessageCreation):
-        message = own.get(step.step_details.message_creation.message_id)
-        shown = _shown(message) if message else None
-        return [shown] if shown else []
-    calls = [call for call in step.step_details.tool_calls if isinstance(call, FunctionStepCall)]
-    if not calls:
-        return []
-    return [
-        {"role": "assistant", "content": None, "tool_calls": [_shown_call(call) for call in calls]},
-        *({"role": "tool", "tool_call_id": call.id, "content": call.function.output or ""} for call in calls),
-    ]
+class _ShownSteps:
+    """Shows steps as the messages that a model has seen of them."""
+
+    def __init__(self, run: Run, own: dict[str, Message], numbers: dict[str, int], *, found_is_given: bool) -> None:
+        self._own = own
+        self._numbers = numbers
+        self._found_is_given = found_is_given
+        self._search = name_of(run, "file_search") or "file_search"
+        self._code = name_of(run, "code_interpreter") or "code_interpreter"
+
+    def of(self, step: RunStep) -> list[ChatMessage]:
+        """Return the messages of a step; none if there is nothing to show of it."""
+        if isinstance(step.step_details, MessageCreation):
+            message = self._own.get(step.step_details.message_creation.message_id)
+            shown = _shown(message) if message and step.status == "completed" else None
+            return [shown] if shown else []
+        calls = [call for call in step.step_details.tool_calls if self._counts(step, call)]
+        if not calls:
+            return []
+        return [
+            {"role": "assistant", "content": None, "tool_calls": [self._call(call) for call in calls]},
+            *({"role": "tool", "tool_call_id": call.id, "content": self._told(call)} for call in calls),
+        ]
+
+    def _counts(self, step: RunStep, call: StepCall) -> bool:
+        if isinstance(call, FileSearchStepCall) and self._found_is_given:
+            return False
+        if step.status == "completed":
+            return True
+        return isinstance(call, CodeInterpreterStepCall) and call.code_interpreter.x_state in {"began", "ended"}
+
+    def _call(self, call: StepCall) -> dict[str, Any]:
+        if isinstance(call, FunctionStepCall):
+            name, arguments = call.function.name, call.function.arguments
+        elif isinstance(call, CodeInterpreterStepCall):
+            name, arguments = self._code, json.dumps({"code": call.code_interpreter.input}, ensure_ascii=False)
+        else:
+            name, arguments = self._search, search_arguments(call.file_search)
+        return {"id": call.id, "type": "function", "function": {"name": name, "arguments": arguments}}
+
+    def _told(self, call: StepCall) -> str:
+        if isinstance(call, FunctionStepCall):
+            return call.function.output or ""
+        if isinstance(call, CodeInterpreterStepCall):
+            return told_of_code(call.code_interpreter)
+        return told_of_search(call.file_search, self._numbers[call.id])
 
 
-def _shown_call(call: StepCall) -> dict[str, Any]:
-    assert isinstance(call, FunctionStepCall)  # noqa: S101  # the caller chose them
-    return {
-        "id": call.id,
-        "type": "function",
-        "function": {"name": call.function.name, "arguments": call.function.arguments},
-    }
+def undelivered_images(steps: list[RunStep]) -> list[str]:
+    """Return the file ids of figures that no message of the run shows yet, oldest first."""
+    images: list[str] = []
+    for step in steps:
+        if isinstance(step.step_details, ToolCalls):
+            images += [
+                output.image.file_id
+                for call in step.step_details.tool_calls
+                if isinstance(call, CodeInterpreterStepCall)
+                for output in call.code_interpreter.outputs
+                if isinstance(output, ImageOutput)
+            ]
+        elif step.status == "completed":
+            images = []
+    return images

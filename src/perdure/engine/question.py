@@ -11,16 +11,18 @@ from typing import Any
 import msgspec
 
 from perdure.domain.budget import ContextExceeded, Limits, Prompt, PromptCapReached, Shown, fit
-from perdure.domain.transcript import ChatMessage, function_tools, transcript
+from perdure.domain.builtin_tools import ToolKind, name_of
+from perdure.domain.transcript import ChatMessage, offered_tools, transcript
 from perdure.errors import RunFailure
 from perdure.models.base import Capacity, ModelRequest
 from perdure.models.tokens import MESSAGE_TOKENS
 from perdure.store.db import Database, Operation
 from perdure.store.messages import find_last_user_message, list_all_messages
 from perdure.store.steps import list_all_steps
-from perdure.wire.messages import Message
+from perdure.tools.toolbox import FoundRoom
+from perdure.wire.messages import Message, TextPart
 from perdure.wire.runs import Extra, Run
-from perdure.wire.steps import RunStep
+from perdure.wire.steps import FileSearchStepCall, RunStep, ToolCalls
 from perdure.wire.tools import ChooseCodeInterpreter, ChooseFileSearch, FormatText
 
 OVERHEAD_BYTES = 64
@@ -29,7 +31,23 @@ OVERHEAD_BYTES = 64
 SHORT = 50
 """Messages that are read on the event loop's own thread; more go to a scan thread."""
 
+MOST_FOUND_TOKENS = 16_000
+"""What a search may bring at most, as with the hosted one."""
+
+FOUND_SHARE = 0.75
+"""The share of the room left that one search may use up: the model may want another one."""
+
 History = tuple[list[Message], list[RunStep]]
+
+
+class Offers(msgspec.Struct, frozen=True):
+    """What a turn offers beside the run's functions: kinds of built-in tools, and whether a search is made for it."""
+
+    kinds: tuple[ToolKind, ...] = ()
+    found_is_given: bool = False
+
+
+NO_OFFERS = Offers()
 
 
 def limits_of(run: Run, extra: Extra, capacity: Capacity) -> Limits:
@@ -84,7 +102,7 @@ def read_history(run: Run, room: int | None, most: int | None) -> Operation[Hist
 
 
 def build_question(
-    run: Run, extra: Extra, model: str, history: History, capacity: Capacity
+    run: Run, extra: Extra, model: str, history: History, capacity: Capacity, offers: Offers = NO_OFFERS
 ) -> ModelRequest | PromptCapReached:
     """Return the request, or that the run's prompt cap leaves no room for one.
 
@@ -92,8 +110,8 @@ def build_question(
     can not be dropped is too long for the model.
     """
     messages, steps = history
-    parts = transcript(run, messages, steps, extra.instead_of)
-    request = _request(run, extra, model, steps)
+    parts = transcript(run, messages, steps, extra.instead_of, found_is_given=offers.found_is_given)
+    request = _request(run, extra, model, steps, offers)
     limits = limits_of(run, extra, capacity)
     chat = [*parts.instructions, *parts.thread, *parts.own]
     if limits.thread_room is None or _plainly_fits(chat, request, limits.thread_room):
@@ -112,14 +130,13 @@ def build_question(
     return verdict
 
 
-def _request(run: Run, extra: Extra, model: str, steps: list[RunStep]) -> ModelRequest:
+def _request(run: Run, extra: Extra, model: str, steps: list[RunStep], offers: Offers) -> ModelRequest:
     """Return the request without its messages."""
-    tools = function_tools(run)
-    first = not any(step.type == "tool_calls" and step.status == "completed" for step in steps)
-    choice = None if run.tool_choice == "auto" or not (first or run.tool_choice == "none") else run.tool_choice
+    tools = offered_tools(run, offers.kinds)
+    first = not any(_has_called(step, offers) for step in steps)
+    choice: Any = None if run.tool_choice == "auto" or not (first or run.tool_choice == "none") else run.tool_choice
     if isinstance(choice, ChooseFileSearch | ChooseCodeInterpreter):
-        kind = "file_search" if isinstance(choice, ChooseFileSearch) else "code_interpreter"
-        raise RunFailure(f"The run must begin with {kind}, which this version of Perdure does not run yet.")
+        choice = _chosen_tool(run, choice, offers)
     plain = run.response_format == "auto" or isinstance(run.response_format, FormatText)
     return ModelRequest(
         model=model,
@@ -135,6 +152,24 @@ def _request(run: Run, extra: Extra, model: str, steps: list[RunStep]) -> ModelR
     )
 
 
+def _has_called(step: RunStep, offers: Offers) -> bool:
+    """Say whether the model has called something in a step. A search that was made for it is none of its calls."""
+    if step.status != "completed" or not isinstance(step.step_details, ToolCalls):
+        return False
+    calls = step.step_details.tool_calls
+    return not (offers.found_is_given and all(isinstance(call, FileSearchStepCall) for call in calls))
+
+
+def _chosen_tool(run: Run, choice: ChooseFileSearch | ChooseCodeInterpreter, offers: Offers) -> dict[str, Any] | None:
+    """Return the choice of a built-in tool as a model takes it. Raises RunFailure where it is not offered."""
+    kind: ToolKind = "file_search" if isinstance(choice, ChooseFileSearch) else "code_interpreter"
+    if kind == "file_search" and offers.found_is_given:
+        return None
+    if kind not in offers.kinds:
+        raise RunFailure(f"The run must begin with {kind}, which this server, or this model, can not do.")
+    return {"type": "function", "function": {"name": name_of(run, kind)}}
+
+
 def _plainly_fits(chat: list[ChatMessage], request: ModelRequest, room: int) -> bool:
     """Say whether the prompt fits even if each of its bytes were a token. Images are not told by their bytes."""
     if any(isinstance(message.get("content"), list) for message in chat):
@@ -145,3 +180,25 @@ def _plainly_fits(chat: list[ChatMessage], request: ModelRequest, room: int) -> 
 
 def _builtins(value: Any) -> Any:
     return msgspec.to_builtins(value)
+
+
+def question_text(history: History) -> str:
+    """Return the text of the last message of a user; empty if there is none."""
+    for message in reversed(history[0]):
+        if message.role == "user":
+            return "\n".join(part.text.value for part in message.content if isinstance(part, TextPart)).strip()
+    return ""
+
+
+def found_room(run: Run, extra: Extra, history: History, capacity: Capacity) -> FoundRoom:
+    """Return how much text the searches of this turn may bring, so that the next turn's prompt still fits."""
+    limits = limits_of(run, extra, capacity)
+    counter = capacity.counter
+    if limits.thread_room is None:
+        return FoundRoom(MOST_FOUND_TOKENS, counter.count_text)
+    messages, steps = history
+    parts = transcript(run, messages, steps, extra.instead_of)
+    asked = [message for message in parts.thread if message["role"] == "user"][-1:]
+    used = sum(counter.count_each([*parts.instructions, *asked, *parts.own]))
+    left = (limits.thread_room - used) * FOUND_SHARE
+    return FoundRoom(max(0, min(MOST_FOUND_TOKENS, int(left))), counter.count_text)

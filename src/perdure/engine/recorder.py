@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from perdure.domain.citations import CitationReader, Cited, Sources, citation, citation_in_delta
 from perdure.domain.lifecycle import move_step
 from perdure.engine.live import Pen
 from perdure.errors import RunFailure
@@ -20,10 +21,12 @@ from perdure.store.db import Database
 from perdure.store.endings import wind_up
 from perdure.store.event_log import Draft
 from perdure.store.runs import Change, Claim, Written, append_deltas, record_change
-from perdure.wire.events import EventName, LogEvent, MessageDelta, MessageDeltaBody, StepDelta, StepDeltaBody
+from perdure.wire.events import EventName, LogEvent, MessageDelta, MessageDeltaBody
 from perdure.wire.kinds import Usage
 from perdure.wire.messages import (
     ContentPart,
+    ImageFile,
+    ImageFilePart,
     IncompleteMessage,
     IncompleteReason,
     Message,
@@ -31,36 +34,24 @@ from perdure.wire.messages import (
     TextPart,
     TextValue,
 )
-from perdure.wire.runs import Extra, FunctionCall, IncompleteRun, RequiredAction, RequiredCall, RequiredCalls, RunStatus
-from perdure.wire.steps import (
-    CreatedMessage,
-    FunctionCallOutput,
-    FunctionStepCall,
-    MessageCreation,
-    RunStep,
-    StepCall,
-    ToolCalls,
-)
+from perdure.wire.runs import Extra, IncompleteRun, RequiredAction, RunStatus
+from perdure.wire.steps import FOUND_TEXT, CreatedMessage, MessageCreation, RunStep, ToolCalls, shown_step
 
 FLUSH_SECONDS = 0.05
 _encode = msgspec.json.Encoder().encode
 
 
 class OpenMessage(msgspec.Struct):
-    """The message being written, with its step."""
+    """The message being written, with its step. `images` stand before the text."""
 
     step: RunStep
     message: Message
+    citations: CitationReader
+    images: list[str] = []
     text: list[str] = []
+    length: int = 0
+    annotations: list[dict[str, Any]] = []
     refusal: list[str] = []
-
-
-class OpenCalls(msgspec.Struct):
-    """The tool calls being written, with their step. Arguments are kept in pieces."""
-
-    step: RunStep
-    calls: list[FunctionStepCall] = []
-    arguments: list[list[str]] = []
 
 
 class Recorder:
@@ -86,11 +77,23 @@ class Recorder:
         self._flush_failure: BaseException | None = None
         self._extra: Extra | None = None
         self._message: OpenMessage | None = None
-        self._calls: OpenCalls | None = None
+        self._sources: Sources = {}
+        self._images: list[str] = []
+        self._found_text = FOUND_TEXT in claim.row.extra.include
 
     # -- deltas: shown at once, committed behind
 
-    def _delta(self, name: EventName, data: Any) -> None:
+    @property
+    def ids(self) -> Ids:
+        """Where fresh ids come from."""
+        return self._ids
+
+    def now(self) -> int:
+        """Return Unix time in whole seconds."""
+        return int(self._clock.now())
+
+    def delta(self, name: EventName, data: Any) -> None:
+        """Show a delta at once; it is committed soon after, together with others."""
         self._check_flushed()
         self._last += 1
         event = LogEvent(self._last, name, msgspec.Raw(_encode(data)))
@@ -115,11 +118,16 @@ class Recorder:
 
     # -- changes: committed, then shown
 
-    async def _record(self, change: Change) -> None:
+    async def record(self, change: Change) -> None:
+        """Write what was done; readers see it once it is committed."""
         async with self._writing:
             self._check_flushed()
             now = int(self._clock.now())
             self._shown(await self._database.run(record_change, self._hold, self._pending, change, now))
+
+    def outgoing(self, step: RunStep) -> RunStep:
+        """Return a step as the run's stream shows it."""
+        return shown_step(step, found_text=self._found_text)
 
     def note(self, extra: Extra) -> None:
         """Remember what was counted: it counts also if the run ends badly."""
@@ -159,28 +167,60 @@ class Recorder:
 
     # -- a message
 
+    def prepare(self, sources: Sources, images: list[str]) -> None:
+        """Say what the next message may cite, and which figures stand before its text."""
+        self._sources, self._images = sources, images
+
     async def text(self, piece: str) -> None:
-        """Add characters to the message; the first ones begin it."""
+        """Add characters to the message; the first ones begin it. Markers of passages become citations."""
         open_message = self._message or await self._begin_message()
-        part: dict[str, Any] = {"value": piece}
-        if not open_message.text:
-            part["annotations"] = []
-        open_message.text.append(piece)
-        self._message_delta(open_message, {"index": 0, "type": "text", "text": part})
+        for part in open_message.citations.feed(piece):
+            self._add(open_message, part)
+
+    def _add(self, open_message: OpenMessage, part: str | Cited) -> None:
+        shown: dict[str, Any] = {"value": part.text if isinstance(part, Cited) else part}
+        if isinstance(part, Cited):
+            annotation = citation(part, open_message.length)
+            shown["annotations"] = [citation_in_delta(annotation, len(open_message.annotations))]
+            open_message.annotations.append(annotation)
+        elif not open_message.text:
+            shown["annotations"] = []
+        open_message.text.append(shown["value"])
+        open_message.length += len(shown["value"])
+        self._message_delta(open_message, {"index": len(open_message.images), "type": "text", "text": shown})
 
     async def refusal(self, piece: str) -> None:
-        """Add characters to a refusal; it is the message's only part, or stands behind the text."""
+        """Add characters to a refusal; it stands behind what there is of text and figures."""
         open_message = self._message or await self._begin_message()
         open_message.refusal.append(piece)
-        index = 1 if open_message.text else 0
+        index = len(open_message.images) + (1 if open_message.text else 0)
         self._message_delta(open_message, {"index": index, "type": "refusal", "refusal": piece})
+
+    def written(self) -> str:
+        """Return the text of the message so far, all of it shown."""
+        if self._message is None:
+            return ""
+        for part in self._message.citations.end():
+            self._add(self._message, part)
+        return "".join(self._message.text)
+
+    def annotate(self, annotations: list[dict[str, Any]]) -> None:
+        """Add annotations to the text that is already shown."""
+        open_message = self._message
+        if open_message is None or not annotations:
+            return
+        first = len(open_message.annotations)
+        shown = [citation_in_delta(one, first + place) for place, one in enumerate(annotations)]
+        open_message.annotations += annotations
+        part = {"index": len(open_message.images), "type": "text", "text": {"annotations": shown}}
+        self._message_delta(open_message, part)
 
     def _message_delta(self, open_message: OpenMessage, part: dict[str, Any]) -> None:
         body = MessageDelta(id=open_message.message.id, delta=MessageDeltaBody(content=[part]))
-        self._delta("thread.message.delta", body)
+        self.delta("thread.message.delta", body)
 
     async def _begin_message(self) -> OpenMessage:
-        now = int(self._clock.now())
+        now = self.now()
         message = Message(
             id=self._ids.new("msg"),
             created_at=now,
@@ -197,21 +237,27 @@ class Recorder:
             metadata={},
         )
         details = MessageCreation(message_creation=CreatedMessage(message_id=message.id))
-        step = self._new_step(now, details)
+        step = self.new_step(details)
         drafts: list[Draft] = [
             ("thread.run.step.created", step),
             ("thread.run.step.in_progress", step),
             ("thread.message.created", message),
             ("thread.message.in_progress", message),
         ]
-        await self._record(Change(new_steps=[step], new_messages=[message], drafts=drafts))
-        self._message = OpenMessage(step=step, message=message)
+        await self.record(Change(new_steps=[step], new_messages=[message], drafts=drafts))
+        images, self._images = self._images, []
+        self._message = OpenMessage(step=step, message=message, citations=CitationReader(self._sources), images=images)
+        for index, file_id in enumerate(images):
+            self._message_delta(
+                self._message, {"index": index, "type": "image_file", "image_file": {"file_id": file_id}}
+            )
         return self._message
 
-    def _new_step(self, now: int, details: MessageCreation | ToolCalls) -> RunStep:
+    def new_step(self, details: MessageCreation | ToolCalls) -> RunStep:
+        """Return a step that begins now."""
         return RunStep(
             id=self._ids.new("step"),
-            created_at=now,
+            created_at=self.now(),
             run_id=self._run.id,
             assistant_id=self._run.assistant_id,
             thread_id=self._run.thread_id,
@@ -224,7 +270,7 @@ class Recorder:
     async def end_message(self, usage: Usage | None) -> None:
         """Complete the message; the run goes on (a tool call follows)."""
         if self._message is not None:
-            await self._record(self._closed_message(usage, None))
+            await self.record(self._closed_message(usage, None))
 
     async def finish(
         self,
@@ -246,21 +292,24 @@ class Recorder:
         change.extra = extra
         change.failure = failure
         change.incomplete = IncompleteRun(reason="max_completion_tokens") if change.to == "incomplete" else None
-        await self._record(change)
+        await self.record(change)
 
     async def end_incomplete(self, reason: Literal["max_completion_tokens", "max_prompt_tokens"], extra: Extra) -> None:
         """End the run because a cap leaves no room for another model call; there is nothing to say in a message."""
-        await self._record(
+        await self.record(
             Change(to="incomplete", incomplete=IncompleteRun(reason=reason), usage=extra.usage, extra=extra)
         )
 
     def _closed_message(self, usage: Usage | None, cut: IncompleteReason | None) -> Change:
-        now = int(self._clock.now())
+        now = self.now()
+        text = self.written()  # first: it may show what was held back
         assert self._message is not None  # noqa: S101  # the callers have seen to it
         open_message, self._message = self._message, None
-        parts: list[ContentPart] = []
-        if open_message.text or not open_message.refusal:
-            parts.append(TextPart(text=TextValue(value="".join(open_message.text), annotations=[])))
+        parts: list[ContentPart] = [
+            ImageFilePart(image_file=ImageFile(file_id=file_id)) for file_id in open_message.images
+        ]
+        if open_message.text or not (open_message.refusal or open_message.images):
+            parts.append(TextPart(text=TextValue(value=text, annotations=open_message.annotations)))
         if open_message.refusal:
             parts.append(RefusalPart(refusal="".join(open_message.refusal)))
         message = msgspec.structs.replace(
@@ -278,53 +327,22 @@ class Recorder:
         ]
         return Change(messages=[message], steps=[step], drafts=drafts)
 
-    # -- tool calls
+    # -- a step of tool calls, which `CallRecorder` fills in
 
-    async def call(self, index: int, call_id: str | None, name: str | None, arguments: str) -> None:
-        """Add to a function call; the first piece of the first call begins the step. Calls come in order of index."""
-        if self._calls is None:
-            await self._begin_calls()
-        calls = self._calls
-        assert calls is not None  # noqa: S101  # just begun
-        shown: dict[str, Any] = {"index": index, "type": "function"}
-        if index == len(calls.calls):
-            new = FunctionStepCall(
-                id=call_id or self._ids.new("call"), function=FunctionCallOutput(name=name or "", arguments="")
-            )
-            calls.calls.append(new)
-            calls.arguments.append([])
-            # Recorded: id and name once, with empty arguments; the arguments follow in deltas of their own.
-            first = {"name": new.function.name, "arguments": "", "output": None}
-            self._call_delta(calls, {"index": index, "id": new.id, "type": "function", "function": first})
-        if arguments:
-            calls.arguments[index].append(arguments)
-            self._call_delta(calls, {**shown, "function": {"arguments": arguments}})
-
-    def _call_delta(self, calls: OpenCalls, call: dict[str, Any]) -> None:
-        details = {"type": "tool_calls", "tool_calls": [call]}
-        self._delta("thread.run.step.delta", StepDelta(id=calls.step.id, delta=StepDeltaBody(step_details=details)))
-
-    async def _begin_calls(self) -> None:
-        step = self._new_step(int(self._clock.now()), ToolCalls(tool_calls=[]))
+    async def begin_step(self, step: RunStep) -> None:
+        """Begin a step."""
         drafts: list[Draft] = [("thread.run.step.created", step), ("thread.run.step.in_progress", step)]
-        await self._record(Change(new_steps=[step], drafts=drafts))
-        self._calls = OpenCalls(step=step)
+        await self.record(Change(new_steps=[step], drafts=drafts))
 
-    async def require_action(self, extra: Extra) -> None:
-        """Let the program answer the calls: the step stays open and nobody holds the run."""
-        calls = self._calls
-        assert calls is not None  # noqa: S101  # a turn that ends in calls has begun them
-        done: list[StepCall] = []
-        for index, (call, arguments) in enumerate(zip(calls.calls, calls.arguments, strict=True)):
-            if not any(arguments):  # a function without parameters: programs read the arguments as JSON
-                await self.call(index, None, None, "{}")
-            call.function.arguments = "".join(arguments)
-            done.append(call)
-        required = [
-            RequiredCall(id=call.id, function=FunctionCall(name=call.function.name, arguments=call.function.arguments))
-            for call in calls.calls
-        ]
-        step = msgspec.structs.replace(calls.step, step_details=ToolCalls(tool_calls=done))
-        action = RequiredAction(submit_tool_outputs=RequiredCalls(tool_calls=required))
-        self._calls = None
-        await self._record(Change(steps=[step], to="requires_action", required_action=action, extra=extra))
+    async def keep_step(self, step: RunStep) -> None:
+        """Commit what a step has so far. Nothing is shown of it."""
+        await self.record(Change(steps=[step]))
+
+    async def end_step(self, step: RunStep, extra: Extra) -> None:
+        """Complete a step; the run goes on."""
+        drafts: list[Draft] = [("thread.run.step.completed", self.outgoing(step))]
+        await self.record(Change(steps=[step], drafts=drafts, extra=extra))
+
+    async def require_action(self, step: RunStep, action: RequiredAction, extra: Extra) -> None:
+        """Commit a step that waits for outputs; it stays open, and nobody holds the run."""
+        await self.record(Change(steps=[step], to="requires_action", required_action=action, extra=extra))

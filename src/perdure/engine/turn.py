@@ -1,7 +1,8 @@
 """A turn: one model request and what became of it.
 
-`run_turn` goes on until the run has left the worker's hands, by answering, by asking for tool outputs, or by raising:
-`Stopped` (cancelled, expired, drained, lease lost), `RunFailure`, `LeaseLost`.
+`run_turn` ends when the run has left the worker's hands, by answering or by asking for tool outputs; or when built-in
+tools have done what the model asked of them, and another turn follows; or by raising: `Stopped` (cancelled, expired,
+drained, lease lost), `RunFailure`, `LeaseLost`.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from typing import Any, Literal, TypeVar
 
 import msgspec
 
+from perdure.domain.builtin_tools import ToolKind, queries_of, tool_names
+from perdure.domain.citations import links_in
 from perdure.domain.lifecycle import add_usage
+from perdure.engine.call_recorder import CallRecorder
 from perdure.engine.recorder import Recorder
 from perdure.errors import RunFailure
 from perdure.models.base import (
@@ -28,9 +32,10 @@ from perdure.models.base import (
     TextDelta,
     ToolCallDelta,
 )
+from perdure.tools.toolbox import FoundRoom, Toolbox
 from perdure.wire.kinds import CompletionTokensDetails, PromptTokenDetails, Usage
 from perdure.wire.runs import Extra, Run
-from perdure.wire.tools import FunctionTool
+from perdure.wire.steps import CodeInterpreterStepCall, FileSearchStepCall, FunctionStepCall
 
 T = TypeVar("T")
 
@@ -126,84 +131,140 @@ async def _pump(model: Model, request: ModelRequest, inbox: asyncio.Queue[ModelP
         inbox.put_nowait(None)
 
 
-class MadeCall(msgspec.Struct):
-    """A function call as the model made it, its arguments in pieces."""
+class Task(msgspec.Struct):
+    """What a turn is about: the run, the model and its question, the tools, and how much they may find."""
 
-    name: str
-    arguments: list[str] = []
+    run: Run
+    extra: Extra
+    model: Model
+    request: ModelRequest
+    toolbox: Toolbox
+    room: FoundRoom
 
 
 class Turn(msgspec.Struct):
     """What one model request has brought so far."""
 
+    calls: CallRecorder
+    names: dict[str, ToolKind]
     usage: Usage | None = None
     reason: FinishReason = "stop"
     said: list[str] = []
-    calls: list[MadeCall] = []
 
 
-async def run_turn(recorder: Recorder, run: Run, extra: Extra, model: Model, request: ModelRequest, stop: Stop) -> None:
-    """Ask the model, record what it says, and end the run or let the program answer its calls."""
+async def run_turn(recorder: Recorder, task: Task, stop: Stop) -> Extra | None:
+    """Ask the model, record what it says, do what it asks of built-in tools.
+
+    Returns what was counted if another turn follows; None if the run has ended, or waits for the program.
+    """
+    request, run = task.request, task.run
     if request.max_completion_tokens is not None and request.max_completion_tokens <= 0:
-        await recorder.end_incomplete("max_completion_tokens", extra)
-        return
-    turn = Turn()
-    known = {tool.function.name for tool in run.tools if isinstance(tool, FunctionTool)}
-    async with aclosing(stop.listen(model, request)) as pieces:
+        await recorder.end_incomplete("max_completion_tokens", task.extra)
+        return None
+    turn = Turn(CallRecorder(recorder), tool_names(run))
+    async with aclosing(stop.listen(task.model, request)) as pieces:
         async for piece in pieces:
-            await _take(recorder, turn, piece, known, request.model)
+            await _take(recorder, turn, piece, task)
     if turn.usage is None:
-        turn.usage = _counted(model, request, turn)
-    counted = msgspec.structs.replace(extra, usage=add_usage(extra.usage, turn.usage))
+        turn.usage = _counted(task.model, request, turn)
+    counted = msgspec.structs.replace(task.extra, usage=add_usage(task.extra.usage, turn.usage))
     recorder.note(counted)
-    if turn.calls:
-        await _end_with_calls(recorder, turn, counted, request.model)
-    elif turn.reason == "length":
+    if turn.calls.calls:
+        return await _end_with_calls(recorder, turn, counted, task, stop)
+    await _link_files(recorder, task, stop)
+    if turn.reason == "length":
         await recorder.finish(turn.usage, counted, cut="max_tokens")
     elif turn.reason == "content_filter":
         await recorder.finish(turn.usage, counted, cut="content_filter", failure=_filtered())
     else:
         await recorder.finish(turn.usage, counted)
+    return None
 
 
-async def _end_with_calls(recorder: Recorder, turn: Turn, counted: Extra, model: str) -> None:
-    """Let the program answer the calls, unless the model was cut short in the middle of one."""
+async def _end_with_calls(recorder: Recorder, turn: Turn, counted: Extra, task: Task, stop: Stop) -> Extra | None:
+    """Do what built-in tools were asked for, then let the program answer the functions, if there are any."""
     if turn.reason == "length":
         cut = RunFailure("The model was cut short in the middle of a call: max_completion_tokens was reached.")
         await recorder.wind_up("incomplete", failure=cut)
-        return
+        return None
     if turn.reason == "content_filter":
         raise _filtered()
-    _refuse_malformed(turn.calls, model)
-    counted.step_usage = turn.usage
+    _refuse_malformed(turn.calls, task.request.model)
     await recorder.end_message(None)  # text behind the calls
-    await recorder.require_action(counted)
+    builtin = [index for index, call in enumerate(turn.calls.calls) if not isinstance(call, FunctionStepCall)]
+    await turn.calls.asked(commit=bool(builtin))
+    for index in builtin:
+        stop.check()
+        await _do(turn.calls, index, task, stop)
+    if len(builtin) == len(turn.calls.calls):
+        await turn.calls.complete(turn.usage, counted)
+        return counted
+    counted.step_usage = turn.usage
+    await turn.calls.require_action(counted)
+    return None
+
+
+async def _do(calls: CallRecorder, index: int, task: Task, stop: Stop) -> None:
+    """Do what one call asks of a built-in tool."""
+    call = calls.calls[index]
+    if isinstance(call, FileSearchStepCall):
+        queries = queries_of(calls.arguments(index))
+        search = task.toolbox.file_search
+        assert search is not None  # noqa: S101  # a tool that is not there is not offered, and no other name is taken
+        calls.found(index, await stop.wait_for(search.search(task.run, queries, task.room)))
+    elif isinstance(call, CodeInterpreterStepCall):
+        interpreter = task.toolbox.code_interpreter
+        assert interpreter is not None  # noqa: S101  # the same
+        running = await calls.begin_running(index)
+        await stop.wait_for(interpreter.run_code(task.run, running, lambda output: calls.put_out(index, output)))
+
+
+async def _link_files(recorder: Recorder, task: Task, stop: Stop) -> None:
+    """Give the files that the answer links to out of the code interpreter, and say where they are linked."""
+    interpreter = task.toolbox.code_interpreter
+    links = links_in(recorder.written()) if interpreter is not None else []
+    if interpreter is not None and links:
+        recorder.annotate(await stop.wait_for(interpreter.annotations_of(task.run, links)))
+
+
+async def find_for_question(recorder: Recorder, task: Task, question: str, stop: Stop) -> None:
+    """Make a search with the user's words, for a model that does not search by itself; a step shows it."""
+    search = task.toolbox.file_search
+    assert search is not None  # noqa: S101  # the caller has looked
+    calls = CallRecorder(recorder)
+    await calls.begin_search(None, search.ranking(task.run))
+    calls.found(0, await stop.wait_for(search.search(task.run, [question], task.room)))
+    await calls.complete(None, task.extra)
 
 
 def _filtered() -> RunFailure:
     return RunFailure("The model's content filter stopped the answer.", code="invalid_prompt")
 
 
-def _refuse_malformed(calls: list[MadeCall], model: str) -> None:
-    """Raise RunFailure for arguments that no program could read."""
-    for call in calls:
-        text = "".join(call.arguments)
+def _refuse_malformed(calls: CallRecorder, model: str) -> None:
+    """Raise RunFailure for functions' arguments that no program could read; built-in tools make the best of theirs."""
+    for index, call in enumerate(calls.calls):
+        if not isinstance(call, FunctionStepCall):
+            continue
+        text = calls.arguments(index)
         try:
             value = msgspec.json.decode(text or "{}")
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             value = None
         if not isinstance(value, dict):
             raise RunFailure(
-                f"The model '{model}' called '{call.name}' with malformed arguments, which are no JSON object: "
-                f"{text[:200]!r}. Ask again, set `strict` on the function, or take a model that is better at calling "
-                "functions."
+                f"The model '{model}' called '{call.function.name}' with malformed arguments, which are no JSON "
+                f"object: {text[:200]!r}. Ask again, set `strict` on the function, or take a model that is better at "
+                "calling functions."
             )
 
 
 def _counted(model: Model, request: ModelRequest, turn: Turn) -> Usage:
     """Count what the model did not: an estimate by a tokenizer of our own."""
     counter = model.capacity(request.model).counter
-    said = "".join([*turn.said, *(text for call in turn.calls for text in (call.name, *call.arguments))])
+    called = [turn.calls.arguments(index) for index in range(len(turn.calls.calls))]
+    names = [call.function.name for call in turn.calls.calls if isinstance(call, FunctionStepCall)]
+    said = "".join([*turn.said, *names, *called])
     return usage_of(ModelUsage(counter.count_request(request), counter.count_text(said)))
 
 
@@ -218,28 +279,39 @@ def usage_of(counted: ModelUsage) -> Usage:
     )
 
 
-async def _take(recorder: Recorder, turn: Turn, piece: ModelPiece, known: set[str], model: str) -> None:
+async def _take(recorder: Recorder, turn: Turn, piece: ModelPiece, task: Task) -> None:
     if isinstance(piece, TextDelta | RefusalDelta):
         if piece.text:
             turn.said.append(piece.text)
             await (recorder.text if isinstance(piece, TextDelta) else recorder.refusal)(piece.text)
     elif isinstance(piece, ToolCallDelta):
-        if piece.name is not None and piece.name not in known:
-            raise RunFailure(
-                f"The model '{model}' called '{piece.name}', which is none of the run's functions. Ask again, or take "
-                "a model that is better at calling functions."
-            )
-        await _take_call(recorder, turn, piece)
+        await _take_call(recorder, turn, piece, task)
     elif isinstance(piece, ModelUsage):
         turn.usage = usage_of(piece)
     elif isinstance(piece, Finished):
         turn.reason = piece.reason
 
 
-async def _take_call(recorder: Recorder, turn: Turn, piece: ToolCallDelta) -> None:
-    if not turn.calls:
+async def _take_call(recorder: Recorder, turn: Turn, piece: ToolCallDelta, task: Task) -> None:
+    if not turn.calls.calls:
         await recorder.end_message(None)
-    if piece.index == len(turn.calls):
-        turn.calls.append(MadeCall(piece.name or ""))
-    turn.calls[piece.index].arguments.append(piece.arguments)
-    await recorder.call(piece.index, piece.id, piece.name, piece.arguments)
+    if piece.index == len(turn.calls.calls):
+        await _begin_call(turn, piece, task)
+    turn.calls.argue(piece.index, piece.arguments)
+
+
+async def _begin_call(turn: Turn, piece: ToolCallDelta, task: Task) -> None:
+    """Begin the call that the model has begun. Raises RunFailure if the run has no such tool."""
+    kind = turn.names.get(piece.name or "")
+    search = task.toolbox.file_search
+    if kind == "function":
+        await turn.calls.begin_function(piece.id, piece.name or "")
+    elif kind == "code_interpreter" and task.toolbox.code_interpreter is not None:
+        await turn.calls.begin_code(piece.id)
+    elif kind == "file_search" and search is not None:
+        await turn.calls.begin_search(piece.id, search.ranking(task.run))
+    else:
+        raise RunFailure(
+            f"The model '{task.request.model}' called '{piece.name}', which is none of the run's functions. Ask again, "
+            "or take a model that is better at calling functions."
+        )

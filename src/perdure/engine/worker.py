@@ -12,11 +12,10 @@ from collections.abc import Awaitable, Callable
 
 import msgspec
 
-from perdure.domain.budget import PromptCapReached
+from perdure.engine.answer import work_run
 from perdure.engine.live import Feeds
-from perdure.engine.question import build_question, history_of, limits_of
 from perdure.engine.recorder import Recorder
-from perdure.engine.turn import Stop, Stopped, run_turn
+from perdure.engine.turn import Stop, Stopped
 from perdure.errors import RunFailure, Unavailable
 from perdure.ids import Clock, Ids
 from perdure.models.names import ModelRegistry
@@ -34,6 +33,7 @@ from perdure.store.runs import (
     list_unheld_ends,
     renew_leases,
 )
+from perdure.tools.toolbox import NO_TOOLS, Toolbox
 
 log = logging.getLogger("perdure.engine")
 
@@ -74,8 +74,10 @@ class Worker:
         clock: Clock,
         ids: Ids,
         settings: WorkerSettings,
+        toolbox: Toolbox = NO_TOOLS,
     ) -> None:
         self._database = database
+        self._toolbox = toolbox
         self._models = models
         self._feeds = feeds
         self._clock = clock
@@ -95,7 +97,10 @@ class Worker:
     # -- life
 
     async def start(self) -> None:
-        """Recover what a dead process left, then work until `drain`. Raises Unavailable."""
+        """Recover what a dead process left, then work until `drain`. Raises Unavailable.
+
+        What can not be recovered now, on a full disk say, is recovered when its lease lapses.
+        """
         if self._settings.exclusive:
             await self._recover(None)
         loop = asyncio.get_running_loop()
@@ -249,18 +254,9 @@ class Worker:
                 self._feeds.detach(run.id)
 
     async def _turns(self, claim: Claim, recorder: Recorder, stop: Stop) -> None:
-        run, extra = claim.row.run, claim.row.extra
+        run = claim.row.run
         try:
-            stop.check()
-            model, name = await stop.wait_for(self._models.resolve(run.model))
-            capacity = model.capacity(name)
-            room = limits_of(run, extra, capacity).thread_room
-            history = await history_of(self._database, run, room)
-            question = build_question(run, extra, name, history, capacity)
-            if isinstance(question, PromptCapReached):
-                await recorder.end_incomplete("max_prompt_tokens", extra)
-            else:
-                await run_turn(recorder, run, extra, model, question, stop)
+            await work_run(recorder, claim, stop, self._database, self._models, self._toolbox)
         except RunStopped:
             await recorder.wind_up("cancelled")
         except Stopped as stopped:
@@ -327,9 +323,13 @@ class Worker:
         for run_id in await self._database.read(list_held_runs, lapsed_before):
             if run_id in self._held:  # in work here: the next renewal mends the lease, or finds it lost
                 continue
-            written = await self._database.run(
-                recover_run, run_id, self._clock.now(), lapsed_before=lapsed_before, most=MOST_RECOVERIES
-            )
+            try:
+                written = await self._database.run(
+                    recover_run, run_id, self._clock.now(), lapsed_before=lapsed_before, most=MOST_RECOVERIES
+                )
+            except Unavailable as error:  # one that lies on a damaged page holds up no others
+                log.warning("run %s can not be recovered, it is tried again: %s", run_id, error.message)
+                continue
             if written is not None:
                 log.warning("run %s was dropped by its worker: %s", run_id, written.events[-1].name)
                 self._feeds.wake(run_id)

@@ -83,6 +83,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """The window, for prompt and answer together."""
     answer_tokens: int | None = None
     """The longest answer where a run sets no limit."""
+    searches: bool = True
+    """Whether it calls file search by itself; for one that does not, the search is made with the user's words."""
 
 
 class Model(Protocol):

@@ -14,6 +14,7 @@ from typing import Any
 
 import msgspec
 
+from perdure.domain.json_text import StringReader
 from perdure.models.base import ChatMessage, ModelRequest
 
 CALLS_AT_ONCE = 4
@@ -94,41 +95,28 @@ class EnvelopeReader:
     """Reads an envelope while it is written: a reply's characters as they come, calls at the end."""
 
     _REPLY = re.compile(r'\s*\{\s*"reply"\s*:\s*"')
-    # Whole characters of a JSON string only: an escape, or a surrogate pair, that has not arrived in full has to wait.
-    _CHARACTERS = re.compile(
-        r"""[^"\\]+
-        |\\["\\/bfnrt]
-        |\\u(?![dD][89abAB])[0-9a-fA-F]{4}
-        |\\u[dD][89abAB][0-9a-fA-F]{2}(?:\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?=\\u(?![dD][c-fC-F])[0-9a-fA-F]{4})|(?!\\u|\\?\Z))
-        """,
-        re.VERBOSE,
-    )
 
     def __init__(self) -> None:
         self._written = ""
-        self._reply_at: int | None = None
+        self._reply: StringReader | None = None
 
     def feed(self, text: str) -> str:
         """Take what the model wrote next; return the characters of the reply that it completes."""
         self._written += text
-        if self._reply_at is None:
-            begin = self._REPLY.match(self._written)
-            if begin is None:
-                return ""
-            self._reply_at = begin.end()
-        start = end = self._reply_at
-        while found := self._CHARACTERS.match(self._written, end):
-            end = found.end()
-        self._reply_at = end
-        reply: str = json.loads(f'"{self._written[start:end]}"', strict=False)
-        return re.sub("[\ud800-\udfff]", "\ufffd", reply)  # half a pair has no UTF-8
+        if self._reply is not None:
+            return self._reply.feed(text)
+        begin = self._REPLY.match(self._written)
+        if begin is None:
+            return ""
+        self._reply = StringReader()
+        return self._reply.feed(self._written[begin.end() :])
 
     def calls(self) -> list[Call]:
         """Return the calls once all is written; none for a reply.
 
         Of an envelope that was cut off, the calls that are whole. Raises ValueError when not even one is.
         """
-        if self._reply_at is not None:
+        if self._reply is not None:
             return []
         asked: list[dict[str, Any]] = []
         decoder, at = json.JSONDecoder(), self._written.find("[") + 1

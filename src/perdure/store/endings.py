@@ -18,7 +18,7 @@ from perdure.store.steps import list_open_steps, write_step
 from perdure.wire.events import ATTEMPT_STRIDE, RUN_EVENTS, EventName, LogEvent
 from perdure.wire.messages import IncompleteMessage
 from perdure.wire.runs import Extra, IncompleteRun, RunStatus
-from perdure.wire.steps import RunStep, ToolCalls
+from perdure.wire.steps import FOUND_TEXT, CodeInterpreterStepCall, RunStep, StepCall, ToolCalls, shown_step
 
 STEP_EVENTS: dict[EndReason, EventName] = {
     "cancelled": "thread.run.step.cancelled",
@@ -133,11 +133,21 @@ def _end(
 
 
 def _with_calls(step: RunStep) -> Operation[RunStep]:
-    """Return the step with the calls that were shown of it, if it broke off before they were stored."""
-    if not isinstance(step.step_details, ToolCalls) or step.step_details.tool_calls:
+    """Return the step with what was shown of its calls, where it broke off before that was stored."""
+    if not isinstance(step.step_details, ToolCalls):
         return step
-    calls = yield from written_calls(step.run_id, step.id)
+    stored = step.step_details.tool_calls
+    shown = yield from written_calls(step.run_id, step.id)
+    calls = [_with_outputs(call, one) for call, one in zip(stored, shown, strict=False)] if stored else shown
     return msgspec.structs.replace(step, step_details=ToolCalls(tool_calls=calls))
+
+
+def _with_outputs(stored: StepCall, shown: StepCall) -> StepCall:
+    """Return a call as it was stored, code with the outputs that came since."""
+    if isinstance(stored, CodeInterpreterStepCall) and isinstance(shown, CodeInterpreterStepCall):
+        code = msgspec.structs.replace(stored.code_interpreter, outputs=shown.code_interpreter.outputs)
+        return CodeInterpreterStepCall(id=stored.id, code_interpreter=code)
+    return stored
 
 
 def _close_open(row: RunRow, how: EndReason, now: int, failure: RunFailure | None) -> Operation[list[Draft]]:
@@ -145,7 +155,7 @@ def _close_open(row: RunRow, how: EndReason, now: int, failure: RunFailure | Non
     for open_step in (yield from list_open_steps(row.run.id)):
         step = move_step((yield from _with_calls(open_step)), how, now, failure=failure)
         yield from write_step(step)
-        drafts.append((STEP_EVENTS[how], step))
+        drafts.append((STEP_EVENTS[how], shown_step(step, found_text=FOUND_TEXT in row.extra.include)))
     message = yield from find_open_message(row.run.id)
     if message is not None:
         parts = yield from written_parts(row.run.id, message.id)

@@ -10,12 +10,13 @@ from typing import Any
 
 import msgspec
 
+from perdure.domain.deltas import calls_of_deltas, parts_of_deltas
 from perdure.errors import ApiError, NotFound
 from perdure.store.bodies import encode
 from perdure.store.db import Do, Operation, Row, Rows
 from perdure.wire.events import EventName, LogEvent, MessageDelta, StepDelta
-from perdure.wire.messages import ContentPart, RefusalPart, TextPart, TextValue
-from perdure.wire.steps import FunctionCallOutput, FunctionStepCall, StepCall
+from perdure.wire.messages import ContentPart
+from perdure.wire.steps import StepCall
 
 _read_events = msgspec.json.Decoder(list[LogEvent]).decode
 _read_delta = msgspec.json.Decoder(MessageDelta).decode
@@ -61,41 +62,21 @@ def list_events(run_id: str, after: int) -> Operation[list[LogEvent]]:
     return [event for row in rows for event in _read_events(row[0]) if event.sequence > after]
 
 
-def written_parts(run_id: str, message_id: str) -> Operation[list[ContentPart]]:
-    """Return what the log has of a message that was never finished: the concatenation of its deltas."""
+def _deltas_of(run_id: str, name: EventName) -> Operation[list[msgspec.Raw]]:
     rows = yield Rows("SELECT events FROM run_events WHERE run_id = $1 ORDER BY last_sequence", run_id)
-    text, refusal = "", ""
-    for row in rows:
-        for event in _read_events(row[0]):
-            if event.name != "thread.message.delta":
-                continue
-            delta = _read_delta(event.data)
-            if delta.id == message_id:
-                for part in delta.delta.content:
-                    text += part.get("text", {}).get("value", "")
-                    refusal += part.get("refusal", "")
-    parts: list[ContentPart] = [TextPart(text=TextValue(value=text, annotations=[]))] if text else []
-    if refusal:
-        parts.append(RefusalPart(refusal=refusal))
-    return parts
+    return [event.data for row in rows for event in _read_events(row[0]) if event.name == name]
+
+
+def written_parts(run_id: str, message_id: str) -> Operation[list[ContentPart]]:
+    """Return what the log has of a message that was never finished: the sum of its deltas."""
+    read = [_read_delta(data) for data in (yield from _deltas_of(run_id, "thread.message.delta"))]
+    return parts_of_deltas([delta for delta in read if delta.id == message_id])
 
 
 def written_calls(run_id: str, step_id: str) -> Operation[list[StepCall]]:
-    """Return what the log has of function calls that were never finished: the concatenation of their deltas."""
-    rows = yield Rows("SELECT events FROM run_events WHERE run_id = $1 ORDER BY last_sequence", run_id)
-    calls: list[FunctionStepCall] = []
-    for row in rows:
-        for event in _read_events(row[0]):
-            if event.name != "thread.run.step.delta":
-                continue
-            delta = _read_step_delta(event.data)
-            for call in delta.delta.step_details["tool_calls"] if delta.id == step_id else ():
-                function = call["function"]
-                if call["index"] == len(calls):
-                    new = FunctionCallOutput(name=function["name"], arguments="")
-                    calls.append(FunctionStepCall(id=call["id"], function=new))
-                calls[call["index"]].function.arguments += function["arguments"]
-    return list(calls)
+    """Return what the log has of tool calls that were never finished: the sum of their deltas."""
+    read = [_read_step_delta(data) for data in (yield from _deltas_of(run_id, "thread.run.step.delta"))]
+    return calls_of_deltas([delta for delta in read if delta.id == step_id])
 
 
 def is_log_over(run_id: str, after: int) -> Operation[bool]:

@@ -39,16 +39,15 @@ def insert_messages(messages: list[Message], waits: int = 0) -> Operation[None]:
 def let_in_messages(thread_id: str, before: int) -> Operation[None]:
     """Take the messages that wait with a number below `before` out of the line and put them at the thread's end.
 
-    They are stored anew: that gives them their place in the order.
+    They are stored anew: that gives them their place in the order. They are read as they are deleted: a client may be
+    changing or deleting one at this moment.
     """
     rows = yield Rows(
-        "SELECT body FROM messages WHERE thread_id = $1 AND waits > 0 AND waits < $2 ORDER BY waits, seq",
+        "DELETE FROM messages WHERE thread_id = $1 AND waits > 0 AND waits < $2 RETURNING waits, seq, body",
         thread_id,
         before,
     )
-    if rows:
-        yield Do("DELETE FROM messages WHERE thread_id = $1 AND waits > 0 AND waits < $2", thread_id, before)
-        yield from insert_messages([read_message(row[0]) for row in rows])
+    yield from insert_messages([read_message(body) for _, _, body in sorted(rows)])
 
 
 def insert_message_if_free(message: Message) -> Operation[bool]:
@@ -75,28 +74,45 @@ def write_message(message: Message) -> Operation[None]:
     yield Do("UPDATE messages SET status = $2, body = $3 WHERE id = $1", message.id, message.status, encode(message))
 
 
-def get_message(message_id: str, thread_id: str, *, lock: bool = False) -> Operation[str]:
+def take_metadata(message: Message) -> Operation[None]:
+    """Give a message that a run has written the metadata that clients gave it meanwhile: those are theirs.
+
+    The row is locked until the message is written.
+    """
+    row = yield Row("SELECT body FROM messages WHERE id = $1", message.id, lock="wait")
+    if row is not None:
+        message.metadata = read_message(row[0]).metadata
+
+
+def get_message(message_id: str, thread_id: str) -> Operation[str]:
     """Return the stored JSON; the caller has seen that the thread is the project's. Raises NotFound."""
-    row = yield Row(
-        "SELECT body FROM messages WHERE id = $1 AND thread_id = $2",
-        message_id,
-        thread_id,
-        lock="wait" if lock else None,
-    )
+    row = yield Row("SELECT body FROM messages WHERE id = $1 AND thread_id = $2", message_id, thread_id)
     if row is None:
         raise no_message(message_id)
     return str(row[0])
 
 
+def lock_message(message_id: str, thread_id: str) -> Operation[str]:
+    """Return the stored JSON of a message, locked. Raises NotFound."""
+    while True:
+        row = yield Row(
+            "SELECT body FROM messages WHERE id = $1 AND thread_id = $2", message_id, thread_id, lock="wait"
+        )
+        if row is not None:
+            return str(row[0])
+        # On Postgres, whoever held the row may have let the message in from the line, which stores it anew.
+        yield from get_message(message_id, thread_id)
+
+
 def find_open_message(run_id: str) -> Operation[Message | None]:
-    """Return the message that the run is writing."""
-    row = yield Row("SELECT body FROM messages WHERE run_id = $1 AND status = 'in_progress'", run_id)
+    """Return the message that the run is writing, locked: clients may change its metadata."""
+    row = yield Row("SELECT body FROM messages WHERE run_id = $1 AND status = 'in_progress'", run_id, lock="wait")
     return read_message(row[0]) if row else None
 
 
 def update_message(message_id: str, thread_id: str, change: ModifyMessage) -> Operation[Message]:
     """Change a message; the caller has seen that its content may be. Raises NotFound and InvalidRequest."""
-    body = yield from get_message(message_id, thread_id, lock=True)
+    body = yield from lock_message(message_id, thread_id)
     message = changed_message(read_message(body), change)
     yield from write_message(message)
     return message

@@ -19,11 +19,11 @@ from perdure.store.db import Operation, Row
 from perdure.store.event_log import Draft, number_events
 from perdure.store.messages import delete_message as delete_stored
 from perdure.store.messages import (
-    get_message,
     has_user_message,
     insert_message_if_free,
     insert_messages,
     is_waiting,
+    lock_message,
 )
 from perdure.store.messages import update_message as write_changed
 from perdure.store.runs import (
@@ -42,7 +42,7 @@ from perdure.wire.assistants import Assistant
 from perdure.wire.kinds import WhenBusy
 from perdure.wire.messages import CreateMessage, Message, ModifyMessage
 from perdure.wire.runs import CreateRun, CreateThreadAndRun, Extra, Run, ToolOutput
-from perdure.wire.steps import FunctionStepCall, RunStep, ToolCalls
+from perdure.wire.steps import FOUND_TEXT, FunctionStepCall, RunStep, ToolCalls, shown_step
 from perdure.wire.threads import CreateThread
 
 INTERRUPTS = 1_000_000_000
@@ -75,6 +75,8 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     now: int
     expiry_seconds: int
     when_busy: WhenBusy = "reject"
+    include: list[str] = []
+    """What the run's stream shows beyond the usual."""
 
 
 def add_message(
@@ -112,8 +114,11 @@ def delete_message(message_id: str, thread_id: str, project_id: str, now: int) -
 
 
 def _refuse_at_work(message_id: str, thread_id: str, what: str) -> Operation[None]:
-    """Raise NotFound, and InvalidRequest while a run works on the thread; what waits in its line is not seen by it."""
-    yield from get_message(message_id, thread_id)
+    """Raise NotFound, and InvalidRequest while a run works on the thread; what waits in its line is not seen by it.
+
+    The message is locked: it can not be let in from the line behind this look.
+    """
+    yield from lock_message(message_id, thread_id)
     active = yield from find_active_run(thread_id)
     if active and not (yield from is_waiting(message_id, thread_id)):
         raise InvalidRequest(f"Can't {what} message {message_id} while a run {active} is active.")
@@ -208,6 +213,7 @@ def _begin_run(
         tool_resources=body.tool_resources if isinstance(body, CreateThreadAndRun) else None,
     )
     yield from _refuse_nothing_to_run_on(run)
+    extra.include = birth.include
     yield from insert_run(run, extra, birth.project_id, before, waits)
     return run
 
@@ -245,7 +251,8 @@ def submit_outputs(
     for open_step in steps:
         step = move_step(_answered(open_step, by_id), "completed", now, usage=row.extra.step_usage)
         yield from write_step(step)
-        drafts.append(("thread.run.step.completed", step))
+        shown = shown_step(step, found_text=FOUND_TEXT in row.extra.include)
+        drafts.append(("thread.run.step.completed", shown))
     run = move_run(row.run, "queued", now)
     drafts.append(("thread.run.queued", run))
     extra = msgspec.structs.replace(row.extra, step_usage=None)

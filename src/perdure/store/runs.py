@@ -16,7 +16,7 @@ from perdure.errors import InvalidRequest, RunFailure
 from perdure.store.bodies import encode, read_extra, read_run
 from perdure.store.db import Do, Operation, Row, Rows, Value
 from perdure.store.event_log import Draft, append_events, no_run, number_events
-from perdure.store.messages import insert_messages, let_in_messages, write_message
+from perdure.store.messages import insert_messages, let_in_messages, take_metadata, write_message
 from perdure.store.pages import list_page
 from perdure.store.steps import insert_step, write_step
 from perdure.wire.events import ATTEMPT_STRIDE, RUN_EVENTS, LogEvent
@@ -331,6 +331,8 @@ def record_change(hold: Hold, pending: list[LogEvent], change: Change, now: int)
             incomplete=change.incomplete,
         )
         drafts.append((RUN_EVENTS[change.to], moved))
+    for message in change.messages:
+        yield from take_metadata(message)
     events = number_events(drafts, pending[-1].sequence if pending else row.last_event)
     for step in change.new_steps:
         yield from insert_step(step)
@@ -340,7 +342,7 @@ def record_change(hold: Hold, pending: list[LogEvent], change: Change, now: int)
     for step in change.steps:
         yield from write_step(step)
     if change.to is None:
-        yield from _write_extra(hold, [*pending, *events], change.extra or row.extra)
+        yield from _write_extra(row, [*pending, *events], change.extra or row.extra)
         return Written(events)
     ended_at = now if change.to in TERMINAL else None
     let_in = yield from write_move(
@@ -349,11 +351,10 @@ def record_change(hold: Hold, pending: list[LogEvent], change: Change, now: int)
     return Written(events, let_in)
 
 
-def _write_extra(hold: Hold, events: list[LogEvent], extra: Extra) -> Operation[None]:
-    yield Do(
-        "UPDATE runs SET last_event = $2, extra = $3 WHERE id = $1", hold.run_id, events[-1].sequence, encode(extra)
-    )
-    yield from append_events(hold.run_id, events)
+def _write_extra(row: RunRow, events: list[LogEvent], extra: Extra) -> Operation[None]:
+    last = events[-1].sequence if events else row.last_event
+    yield Do("UPDATE runs SET last_event = $2, extra = $3 WHERE id = $1", row.run.id, last, encode(extra))
+    yield from append_events(row.run.id, events)
 
 
 def append_deltas(hold: Hold, events: list[LogEvent]) -> Operation[None]:

@@ -190,3 +190,5 @@ class Extra(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Tokens of the turn whose calls wait for outputs; they become the step's usage when it is completed."""
     instead_of: list[str] = []
     """The runs that this one is another try of."""
+    include: list[str] = []
+    """What the run's stream shows beyond the usual: the values of `include[]` at its creation."""
