@@ -49,6 +49,8 @@ log = logging.getLogger("perdure")
 
 DATABASE_FILE = "perdure.db"
 LOCK_FILE = "perdure.lock"
+RESTORING_FILE = "perdure.restoring"
+"""It lies in the data folder while a restore changes what is there."""
 
 
 async def open_database(settings: Settings, watch: EdgeWatch | None = None) -> Database:
@@ -56,10 +58,20 @@ async def open_database(settings: Settings, watch: EdgeWatch | None = None) -> D
 
     `watch` is told of the edges of transactions on SQLite.
     """
+    refuse_half_restored(settings.data)
     if settings.database_url is not None:
         return await PostgresDatabase.open(settings.database_url)
     make_data_folder(settings.data)
     return await SqliteDatabase.open(settings.data / DATABASE_FILE, watch=watch)
+
+
+def refuse_half_restored(data: Path) -> None:
+    """Raise OperatorError if a restore broke off while it changed the data folder."""
+    if (data / RESTORING_FILE).exists():
+        raise OperatorError(
+            f"a restore into {data} broke off: run `perdure restore FILE --force` again; what was there before is kept "
+            f"in {data}/before-restore-*"
+        )
 
 
 def make_data_folder(data: Path) -> None:

@@ -1,4 +1,4 @@
-"""The command line: serve, demo, keys, models, doctor.
+"""The command line: serve, demo, keys, models, backup and its kin, doctor.
 
 Rule: an operator's mistake is one line on stderr that says what to do, and exit status 2; never a traceback.
 """
@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 import typer
 from rich.console import Console
 
-from perdure import __version__
+from perdure import __version__, cli_backup
 from perdure.cli_keys import keys_app
 from perdure.cli_models import models_app
 from perdure.errors import OperatorError
@@ -30,6 +30,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+cli_backup.register(app)
 out = Console(soft_wrap=True, highlight=False)
 
 

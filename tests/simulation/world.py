@@ -23,7 +23,7 @@ from perdure.models.names import ModelRegistry
 from perdure.models.tokens import TokenCounter
 from perdure.store.db import Operation, Statement
 from perdure.store.migrations import apply_next
-from perdure.store.sqlite import SERIAL, _drive
+from perdure.store.sqlite import DIALECT, _drive
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -61,7 +61,7 @@ def _template() -> sqlite3.Connection:
     while more:
         cursor = connection.cursor()
         cursor.execute("BEGIN")
-        more = _drive(cursor, apply_next(SERIAL))
+        more = _drive(cursor, apply_next(DIALECT))
         cursor.execute("COMMIT")
     return connection
 

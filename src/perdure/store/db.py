@@ -4,18 +4,19 @@ An operation is a plain function that yields statements and is sent their answer
 may be run again from the start (a deadlock on Postgres), so it takes everything it needs, fresh ids and the time
 included, as arguments. What it raises undoes what it did, and nothing else.
 
-The SQL text is written once for SQLite and Postgres, with `$1` parameters. Text and numbers only: bodies are JSON text.
+The SQL text is written once for SQLite and Postgres, with `$1` parameters. Text, numbers and bytes only: bodies
+are JSON text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, Literal, ParamSpec, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, ParamSpec, Protocol, TypeVar
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
-Value = str | int | float | None
+Value = str | int | float | bytes | None
 
 
 class Statement:
@@ -61,6 +62,23 @@ Edge = Literal["begun", "written", "committed"]
 
 EdgeWatch = Callable[[Edge, str], None]
 """Told of each edge of each writing transaction, with the operation's name, by the driver. Tests crash there."""
+
+
+class Dialect(NamedTuple):
+    """Where the two databases differ in SQL that is no operation on objects: the schema, and moving whole tables."""
+
+    serial: str
+    """The column type of a key that counts."""
+    binary: str
+    """The column type of bytes."""
+    lock: str | None
+    """A statement that makes other servers wait with their migrations, where a write transaction alone does not."""
+    columns: str
+    """Answers with table, column, place in the primary key (0: none) and type of all columns, in order."""
+    counter: tuple[str, ...]
+    """Statements that set where `{table}.seq` goes on counting, above `{number}`."""
+    others: str | None
+    """Answers with the number of other programs of ours on the database, where the data folder's lock can not tell."""
 
 
 class Database(Protocol):

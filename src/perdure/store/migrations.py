@@ -13,7 +13,7 @@ from importlib import resources
 from typing import NamedTuple
 
 from perdure.errors import OperatorError
-from perdure.store.db import Do, Operation, Row
+from perdure.store.db import Dialect, Do, Operation, Row
 from perdure.store.schema.fill_0002 import fill_thread_metadata
 
 STEPS: dict[int, Callable[[], Operation[None]]] = {2: fill_thread_metadata}
@@ -22,6 +22,9 @@ STEPS: dict[int, Callable[[], Operation[None]]] = {2: fill_thread_metadata}
 _FILE_NAME = re.compile(r"(\d{4})_\w+\.sql")
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 _STATEMENT_END = re.compile(r";\s*$", re.MULTILINE)
+_CREATE_TABLE = re.compile(r"CREATE TABLE (\w+)")
+_DROP_TABLE = re.compile(r"DROP TABLE (\w+)")
+_RENAME_TABLE = re.compile(r"ALTER TABLE (\w+)\s+RENAME TO (\w+)")
 
 
 class Migration(NamedTuple):
@@ -39,34 +42,56 @@ def migrations() -> tuple[Migration, ...]:
     return tuple(sorted(Migration(int(match[1]), file.read_text(encoding="utf-8")) for match, file in numbered))
 
 
-def split_statements(text: str, serial: str) -> list[str]:
-    """Cut a migration into statements and put the driver's own `serial` column type in its place."""
-    plain = _COMMENT.sub("", text).replace("{serial}", serial)
+def split_statements(text: str, serial: str, binary: str) -> list[str]:
+    """Cut a migration into statements and put the driver's own `serial` and `binary` column types in their places."""
+    plain = _COMMENT.sub("", text).replace("{serial}", serial).replace("{bytes}", binary)
     return [part.strip() for part in _STATEMENT_END.split(plain) if part.strip()]
 
 
-def apply_next(serial: str, *, lock: str | None = None) -> Operation[bool]:
-    """Apply the oldest migration that is missing; return whether there was one.
+def tables_of(version: int) -> list[str]:
+    """Return the tables of a schema version, but for `schema_version` itself."""
+    tables: list[str] = []
+    for migration in migrations():
+        if migration.version > version:
+            break
+        for statement in split_statements(migration.text, "", ""):
+            if made := _CREATE_TABLE.match(statement):
+                tables.append(made[1])
+            elif dropped := _DROP_TABLE.match(statement):
+                tables.remove(dropped[1])
+            elif renamed := _RENAME_TABLE.match(statement):
+                tables[tables.index(renamed[1])] = renamed[2]
+    return tables
 
-    `lock` is a statement that makes other servers wait, where a write transaction alone does not.
+
+def apply_next(dialect: Dialect, *, most: int | None = None) -> Operation[bool]:
+    """Apply the oldest migration that is missing; return whether there was one. With `most`, none after that version.
+
     Raises OperatorError if the database is newer than the program.
     """
-    if lock is not None:
-        yield Row(lock)
+    if dialect.lock is not None:
+        yield Row(dialect.lock)
     yield Do("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
-    (version,) = yield Row("SELECT coalesce(max(version), 0) FROM schema_version")
+    version = yield from read_version()
     newest = migrations()[-1].version
     if version > newest:
         raise OperatorError(
             f"the database has schema version {version}, this Perdure knows {newest}: "
             "start the Perdure that wrote it, or a newer one"
         )
-    missing = [migration for migration in migrations() if migration.version > version]
+    wanted = newest if most is None else most
+    missing = [migration for migration in migrations() if version < migration.version <= wanted]
     if not missing:
         return False
-    for statement in split_statements(missing[0].text, serial):
+    for statement in split_statements(missing[0].text, dialect.serial, dialect.binary):
         yield Do(statement)
     if missing[0].version in STEPS:
         yield from STEPS[missing[0].version]()
     yield Do("INSERT INTO schema_version (version) VALUES ($1)", missing[0].version)
     return True
+
+
+def read_version() -> Operation[int]:
+    """Return the schema version of the database."""
+    (version,) = yield Row("SELECT coalesce(max(version), 0) FROM schema_version")
+    return int(version)

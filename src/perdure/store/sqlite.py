@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from perdure.errors import OperatorError, Unavailable
-from perdure.store.db import Edge, EdgeWatch, Operation, Row, Rows, Statement
+from perdure.store.db import Dialect, Edge, EdgeWatch, Operation, Row, Rows, Statement
 from perdure.store.migrations import apply_next
 
 T = TypeVar("T")
@@ -31,7 +31,18 @@ P = ParamSpec("P")
 log = logging.getLogger(__name__)
 
 OLDEST_SQLITE = (3, 35, 0)  # the first with RETURNING
-SERIAL = "INTEGER PRIMARY KEY AUTOINCREMENT"
+DIALECT = Dialect(
+    serial="INTEGER PRIMARY KEY AUTOINCREMENT",
+    binary="BLOB",
+    lock=None,
+    columns="SELECT m.name, c.name, c.pk, c.type FROM sqlite_master AS m JOIN pragma_table_info(m.name) AS c "
+    "WHERE m.type = 'table' ORDER BY m.name, c.cid",
+    counter=(
+        "DELETE FROM sqlite_sequence WHERE name = '{table}'",
+        "INSERT INTO sqlite_sequence (name, seq) VALUES ('{table}', {number})",
+    ),
+    others=None,
+)
 BATCH = 256  # operations in one commit at most: bounds the wait of the first and the size of a rollback
 SCAN_THREADS = 2
 BUSY_SECONDS = 5.0
@@ -102,12 +113,12 @@ class SqliteDatabase:
         self._longer: set[Callable[..., Any]] = set()  # reads that were seen to take several statements
 
     @classmethod
-    async def open(cls, path: Path, *, watch: EdgeWatch | None = None) -> SqliteDatabase:
+    async def open(cls, path: Path, *, watch: EdgeWatch | None = None, newest: int | None = None) -> SqliteDatabase:
         """Open or make the file and bring its schema up to date. Raises OperatorError with one line.
 
-        `watch` is called on the writer thread.
+        `watch` is called on the writer thread. With `newest`, no migration after that version is applied.
         """
-        return cls(path, await asyncio.to_thread(_open_for_writing, path), watch)
+        return cls(path, await asyncio.to_thread(_open_for_writing, path, newest), watch)
 
     async def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the writer thread; return after the commit is on disk."""
@@ -385,7 +396,7 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
 
 
-def _open_for_writing(path: Path) -> sqlite3.Connection:
+def _open_for_writing(path: Path, newest: int | None) -> sqlite3.Connection:
     """Connect, set up and migrate. Raises OperatorError."""
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         raise OperatorError(
@@ -398,7 +409,7 @@ def _open_for_writing(path: Path) -> sqlite3.Connection:
     try:
         for pragma in _PRAGMAS:
             _patiently(connection, pragma)
-        _migrate(connection)
+        _migrate(connection, newest)
     except sqlite3.Error as error:
         connection.close()
         raise OperatorError(f"the database {path} can not be used: {error}; check the file and its folder") from None
@@ -422,13 +433,13 @@ def _patiently(connection: sqlite3.Connection, pragma: str) -> None:
             return
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
+def _migrate(connection: sqlite3.Connection, newest: int | None) -> None:
     more = True
     while more:
         cursor = connection.cursor()
         cursor.execute("BEGIN IMMEDIATE")
         try:
-            more = _drive(cursor, apply_next(SERIAL))
+            more = _drive(cursor, apply_next(DIALECT, most=newest))
             cursor.execute("COMMIT")
         except BaseException:
             if connection.in_transaction:
