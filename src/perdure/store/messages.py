@@ -47,7 +47,8 @@ def let_in_messages(thread_id: str, before: int) -> Operation[None]:
         thread_id,
         before,
     )
-    yield from insert_messages([read_message(body) for _, _, body in sorted(rows)])
+    rows = sorted(rows, key=lambda row: (row[0], row[1]))
+    yield from insert_messages([read_message(row[2]) for row in rows])
 
 
 def insert_message_if_free(message: Message) -> Operation[bool]:

@@ -87,14 +87,15 @@ def add_message(
     `now` is needed to interrupt. Raises NotFound, and InvalidRequest while a run locks the thread.
     """
     yield from get_thread_body(message.thread_id, project_id, lock=True)
-    if (yield from insert_message_if_free(message)):
-        return None
-    if when_busy == "reject":
+    while not (yield from insert_message_if_free(message)):
+        if when_busy != "reject":
+            place = yield from _stand_in_line(message.thread_id, when_busy, now)
+            yield from insert_messages([message], place.number if place else 0)
+            return place
         active = yield from find_active_run(message.thread_id)
-        raise InvalidRequest(f"Can't add messages to {message.thread_id} while a run {active} is active.")
-    place = yield from _stand_in_line(message.thread_id, when_busy, now)
-    yield from insert_messages([message], place.number if place else 0)
-    return place
+        if active is not None:  # on Postgres it may have ended since the statement before
+            raise InvalidRequest(f"Can't add messages to {message.thread_id} while a run {active} is active.")
+    return None
 
 
 def update_message(message_id: str, thread_id: str, project_id: str, change: ModifyMessage) -> Operation[Message]:
