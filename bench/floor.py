@@ -19,6 +19,7 @@ from starlette.routing import Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from bench.load import fast_loop
+from perdure.app import BACKLOG, MOST_CONNECTIONS
 from perdure.domain.creation import new_assistant, new_message, new_run, new_thread
 from perdure.wire.assistants import CreateAssistant
 from perdure.wire.messages import CreateMessage
@@ -49,6 +50,18 @@ class Empty:
         await Response(_encode(self._value), media_type="application/json")(scope, receive, send)
 
 
+class Silence:
+    """An open stream: one comment, then nothing until the client hangs up."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        del scope
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b": open\n", "more_body": True})
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+
 def empty_api() -> Router:
     """Return the paths that are measured."""
     thread = new_thread(CreateThread(), THREAD_ID, NOW)
@@ -67,6 +80,7 @@ def empty_api() -> Router:
     paths = [
         Route("/threads/runs", Empty(run, CreateThreadAndRun)),
         Route("/threads/{thread_id}/messages", Empty(message, CreateMessage)),
+        Route("/threads/{thread_id}/runs/{run_id}/events", Silence()),
         Route("/threads/{thread_id}/runs/{run_id}", Empty(run)),
         Route("/threads/{thread_id}/runs", Empty(run, CreateRun)),
         Route("/threads", Empty(thread, CreateThread)),
@@ -81,7 +95,14 @@ async def _main() -> None:
         probe.bind(("127.0.0.1", 0))
         address, port = probe.getsockname()
     server = Server(
-        empty_api(), address=address, port=port, interface=Interfaces.ASGINL, websockets=False, log_enabled=False
+        empty_api(),
+        address=address,
+        port=port,
+        interface=Interfaces.ASGINL,
+        backlog=BACKLOG,
+        backpressure=MOST_CONNECTIONS,
+        websockets=False,
+        log_enabled=False,
     )
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())

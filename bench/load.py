@@ -56,6 +56,10 @@ class Connection(asyncio.Protocol):
         assert self._transport is not None
         self._transport.write(request)
 
+    def watch(self, on_piece: PieceCame) -> None:
+        """Hand on each chunk of the bodies that come from now on."""
+        self._on_piece = on_piece
+
     async def ask(self, request: bytes) -> bytes:
         """Return the body of a 200. Raises UnexpectedAnswer for any other status."""
         waiting: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from pathlib import Path
 from statistics import mean
 from typing import Any, NamedTuple
@@ -16,7 +14,7 @@ import msgspec
 
 from bench.floor import ASSISTANT_ID, THREAD_ID
 from bench.load import Connection, Target, UnexpectedAnswer, hammer
-from bench.processes import Server, empty_handler, memory_of, perdure, scripted_model
+from bench.processes import Server, empty_handler, memory_of, perdure
 from bench.table import Row, rate_row, time_row
 
 CLIENTS = (1, 16, 64)
@@ -30,11 +28,14 @@ DELTA = b"event: thread.message.delta"
 
 
 class Length(NamedTuple):
-    """How long to measure."""
+    """How long to measure, and how much is held."""
 
     rounds: int
     seconds: float
     runs: int
+    streams: int
+    messages: int
+    idle_seconds: float
 
 
 async def interleaved(
@@ -55,7 +56,7 @@ async def objects(server: Server, empty: Server, length: Length) -> list[Row]:
     """Threads created and read, messages inserted, per second."""
     target, floor = Target(server.url), Target(empty.url)
     connection = await target.connect()
-    ids = [_id_of(await connection.ask(target.post("/threads"))) for _ in range(THREADS)]
+    ids = [id_of(await connection.ask(target.post("/threads"))) for _ in range(THREADS)]
     connection.close()
     kinds: dict[str, Callable[[Target, str], bytes]] = {
         "thread create": lambda where, _: where.post("/threads"),
@@ -81,7 +82,7 @@ def _clients(count: int) -> str:
     return "1 client" if count == 1 else f"{count} clients"
 
 
-def _id_of(body: bytes) -> str:
+def id_of(body: bytes) -> str:
     return str(msgspec.json.decode(body)["id"])
 
 
@@ -94,10 +95,10 @@ def _status_of(body: bytes) -> bytes:
 # -- runs
 
 
-async def _new_assistant(target: Target) -> str:
+async def new_assistant(target: Target, **more: Any) -> str:
     connection = await target.connect()
     try:
-        return _id_of(await connection.ask(target.post("/assistants", {"model": "scripted"})))
+        return id_of(await connection.ask(target.post("/assistants", {"model": "scripted", **more})))
     finally:
         connection.close()
 
@@ -115,9 +116,9 @@ async def _until_ended(target: Target, connection: Connection, path: str, *, hel
 async def _whole_run(target: Target, connection: Connection, assistant_id: str, *, held: bool) -> float:
     """Thread, message, run, poll to the end: one after the other, as the notebook does. Returns seconds."""
     begun = time.perf_counter()
-    thread_id = _id_of(await connection.ask(target.post("/threads")))
+    thread_id = id_of(await connection.ask(target.post("/threads")))
     await connection.ask(target.post(f"/threads/{thread_id}/messages", MESSAGE))
-    run_id = _id_of(await connection.ask(target.post(f"/threads/{thread_id}/runs", {"assistant_id": assistant_id})))
+    run_id = id_of(await connection.ask(target.post(f"/threads/{thread_id}/runs", {"assistant_id": assistant_id})))
     await _until_ended(target, connection, f"/threads/{thread_id}/runs/{run_id}", held=held)
     return time.perf_counter() - begun
 
@@ -125,7 +126,7 @@ async def _whole_run(target: Target, connection: Connection, assistant_id: str, 
 async def run_latency(server: Server, empty: Server, length: Length) -> list[Row]:
     """The time from the first request to the completed run, one run at a time."""
     target, floor = Target(server.url), Target(empty.url)
-    assistant_id = await _new_assistant(target)
+    assistant_id = await new_assistant(target)
     rows = []
     async with target.connections(1) as (here,), floor.connections(1) as (there,):
         for how, held in (("official polling helper", True), ("polled each 1 ms", False)):
@@ -161,7 +162,7 @@ async def _runs_per_second(target: Target, assistant_id: str, clients: int, seco
 async def run_throughput(server: Server, empty: Server, length: Length) -> list[Row]:
     """Runs ended per second with a model that answers at once; the floor answers the same two requests."""
     target, floor = Target(server.url), Target(empty.url)
-    assistant_id = await _new_assistant(target)
+    assistant_id = await new_assistant(target)
     rows = []
     for clients in CLIENTS:
         rates, floors = await interleaved(
@@ -214,7 +215,7 @@ async def _first(connection: Connection, request: bytes, mark: bytes) -> float:
 async def first_token(server: Server, model: Server, length: Length) -> list[Row]:
     """The time to the first token of a streamed run, against the same client straight on the model."""
     target, direct = Target(server.url), Target(model.url)
-    assistant_id = await _new_assistant(target)
+    assistant_id = await new_assistant(target)
     streamed = _run_request(target, assistant_id, "What is 3 + 4?")
     asked = chat_request(direct, "What is 3 + 4?")
     times, floors = [], []
@@ -245,7 +246,7 @@ async def _tokens_per_second(target: Target, request: bytes, mark: bytes, answer
 async def relayed_tokens(server: Server, model: Server, length: Length) -> list[Row]:
     """Tokens relayed at once by many streams, as fast as the model gives them."""
     target, direct = Target(server.url), Target(model.url)
-    assistant_id = await _new_assistant(target)
+    assistant_id = await new_assistant(target)
     streamed, asked = _run_request(target, assistant_id, "long"), chat_request(direct, "long")
     rates, floors = await interleaved(
         length.rounds,
@@ -261,15 +262,19 @@ async def _answers_per_second(direct: Target, clients: int, seconds: float) -> f
 
 
 async def upstream_runs(server: Server, model: Server, length: Length) -> list[Row]:
-    """Runs per second where the model is another process, against that model alone."""
+    """Runs per second where the model is another process that answers at once, against that model alone."""
     target, direct = Target(server.url), Target(model.url)
-    assistant_id = await _new_assistant(target)
-    rates, floors = await interleaved(
-        length.rounds,
-        lambda: _runs_per_second(target, assistant_id, 16, length.seconds),
-        lambda: _answers_per_second(direct, 16, length.seconds),
-    )
-    return [rate_row("runs over an upstream, 16 clients, floor: the model alone", rates, floors, "/s")]
+    assistant_id = await new_assistant(target)
+    rows = []
+    for clients in CLIENTS:
+        rates, floors = await interleaved(
+            length.rounds,
+            lambda: _runs_per_second(target, assistant_id, clients, length.seconds),  # noqa: B023
+            lambda: _answers_per_second(direct, clients, length.seconds),  # noqa: B023
+        )
+        what = f"runs over an upstream, {_clients(clients)}, floor: the model alone"
+        rows.append(rate_row(what, rates, floors, "/s"))
+    return rows
 
 
 # -- start and idle
@@ -304,7 +309,7 @@ def start_and_idle(folder: Path, length: Length) -> list[Row]:
 async def _one_answer(server: Server) -> None:
     """A model that has never answered has not touched all its weights."""
     target = Target(server.url)
-    assistant_id = await _new_assistant(target)
+    assistant_id = await new_assistant(target)
     await _runs_per_second(target, assistant_id, 1, 0.01)
 
 
@@ -328,36 +333,4 @@ def _memory_rows(held: dict[str, Any]) -> list[Row]:
                 f"{memory.resident_bytes / floor.resident_bytes:.2f}",
             )
         )
-    return rows
-
-
-# -- all of it
-
-Measure = Callable[[Server, Server, Length], Awaitable[list[Row]]]
-AGAINST_EMPTY: tuple[Measure, ...] = (objects, run_latency, run_throughput)
-AGAINST_MODEL: tuple[Measure, ...] = (first_token, relayed_tokens, upstream_runs)
-
-
-def measure_all(length: Length, only: str, run_loop: Callable[[Awaitable[list[Row]]], list[Row]]) -> list[Row]:
-    """Run every measure whose name has `only` in it."""
-    rows: list[Row] = []
-    with tempfile.TemporaryDirectory(prefix="perdure-bench-") as name, ExitStack() as stack:
-        folder = Path(name)
-        for part in ("empty", "model", "start"):
-            (folder / part).mkdir()
-        near = [one for one in AGAINST_EMPTY if only in one.__name__]
-        if near:
-            with empty_handler(folder / "empty") as empty, perdure(folder / "near") as server:
-                for measure in near:
-                    rows += run_loop(measure(server, empty, length))
-        far = [one for one in AGAINST_MODEL if only in one.__name__]
-        if far:
-            model = stack.enter_context(scripted_model(folder / "model", upstream_script()))
-            upstream = {"builtin_model": "none", "upstream_url": model.url}
-            with perdure(folder / "far", **upstream) as server:
-                for measure in far:
-                    rows += run_loop(measure(server, model, length))
-        stack.close()
-        if only in start_and_idle.__name__:
-            rows += start_and_idle(folder / "start", length)
     return rows

@@ -120,3 +120,12 @@ def memory_of(pid: int) -> Memory | None:
         if name in {"Rss", "Pss"}
     }
     return Memory(sizes["Rss"], sizes["Pss"])
+
+
+def cpu_seconds_of(pid: int) -> float:
+    """Return the CPU time that a process has used, zero where the system does not tell."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -21,19 +21,24 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from bench.load import fast_loop  # noqa: E402  # found only with the line above
-from bench.measures import Length, measure_all  # noqa: E402
+from bench.measures import Length  # noqa: E402
+from bench.rows import NAMES, measure_all  # noqa: E402
 from bench.table import Row, markdown  # noqa: E402
 
 RESULTS = HERE / "RESULTS.md"
 KEPT = "## Where the time goes"
-FULL = Length(rounds=3, seconds=1.2, runs=200)
-QUICK = Length(rounds=1, seconds=0.5, runs=40)
+FULL = Length(rounds=3, seconds=1.2, runs=200, streams=2000, messages=100_000, idle_seconds=10)
+QUICK = Length(rounds=1, seconds=0.5, runs=40, streams=200, messages=10_000, idle_seconds=2)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="one short round of each: a look, no result")
-    parser.add_argument("--only", default="", help="only the measures with this in their name, such as 'objects'")
+    parser.add_argument(
+        "--only",
+        default="",
+        help=f"only measures whose name has one of these words in it, commas between: {', '.join(NAMES)}",
+    )
     parser.add_argument("--write", action="store_true", help="write bench/RESULTS.md too")
     given = parser.parse_args()
     length = QUICK if given.quick else FULL

@@ -31,7 +31,7 @@ def time_row(what: str, seconds: list[float], floors: list[float], aim: str = ""
         what,
         f"{_milliseconds(median(seconds))} (p95 {_milliseconds(percentile(seconds, 95))})",
         _milliseconds(median(floors)),
-        f"+{_milliseconds(added)}",
+        f"{added * 1000:+.2f} ms",
         aim,
     )
 

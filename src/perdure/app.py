@@ -47,6 +47,10 @@ from perdure.store.sqlite import SqliteDatabase
 
 log = logging.getLogger("perdure")
 
+BACKLOG = 1024
+MOST_CONNECTIONS = 65_536
+"""Open at once. By itself granian takes 128, idle ones and open streams among them, and lets all others wait."""
+
 DATABASE_FILE = "perdure.db"
 LOCK_FILE = "perdure.lock"
 RESTORING_FILE = "perdure.restoring"
@@ -256,7 +260,14 @@ async def open_server(settings: Settings, watch: EdgeWatch | None = None) -> Asy
             stack.callback(own_data_folder(settings.data).release)
         app, running = await stack.enter_async_context(open_parts(settings, watch))
         server = GranianServer(
-            app, address=address, port=port, interface=Interfaces.ASGINL, websockets=False, log_enabled=False
+            app,
+            address=address,
+            port=port,
+            interface=Interfaces.ASGINL,
+            backlog=BACKLOG,
+            backpressure=MOST_CONNECTIONS,
+            websockets=False,
+            log_enabled=False,
         )
         serving = asyncio.get_running_loop().create_task(server.serve())
         try:
@@ -351,4 +362,16 @@ def serve(settings: Settings, announce: Callable[[Running], None], watch: EdgeWa
             await ended.wait()
             log.info("shutting down: running turns get %g seconds", settings.shutdown_grace_seconds)
 
+    _allow_open_files()
     run_loop(main)
+
+
+def _allow_open_files() -> None:
+    """Take all the open files that the system lets us have: each stream is one, and many systems begin with 1024."""
+    if os.name == "posix":
+        import resource  # noqa: PLC0415  # not there on Windows
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = MOST_CONNECTIONS if hard == resource.RLIM_INFINITY else min(hard, MOST_CONNECTIONS)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -10,14 +10,18 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Collection
+from contextlib import suppress
 
+from perdure.errors import Unavailable
 from perdure.store.db import Database
-from perdure.store.event_log import is_log_over, list_events
+from perdure.store.event_log import LogEnds, is_log_over, list_events, list_log_ends
 from perdure.wire.events import END_EVENTS, LogEvent
 
 TAIL_EVENTS = 1024
 LOOK_SECONDS = 1.0
-"""How often a waiting reader looks into the store: another process may be writing the run."""
+"""How often it is looked into the store for the readers that wait: another process may be writing their runs."""
+LOOK_RUNS = 250
+"""Runs in one look-up, so that it is short."""
 
 
 class Signal:
@@ -26,6 +30,11 @@ class Signal:
     def __init__(self) -> None:
         self.version = 0
         self._waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether anybody waits."""
+        return bool(self._waiting)
 
     def fire(self) -> None:
         """Raise the version and wake everybody."""
@@ -63,6 +72,7 @@ class Feed:
         self.news = Signal()
         self.moves = Signal()
         self.users = 0
+        self.looked: int | None = None  # the last event that the store had at the last look
         self._pen: Pen | None = None  # None: nobody here writes the run
 
     def begin(self, last_event: int) -> Pen:
@@ -83,6 +93,11 @@ class Feed:
         """Wake all readers: something was committed."""
         self.moves.fire()
         self.news.fire()
+
+    @property
+    def needs_look(self) -> bool:
+        """Whether somebody waits here for a run that is not written here."""
+        return self._pen is None and self.news.is_awaited
 
     def since(self, cursor: int) -> list[LogEvent] | None:
         """Return the events after `cursor`, or None if only the store can tell."""
@@ -137,6 +152,7 @@ class Feeds:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._feeds: dict[str, Feed] = {}
+        self._looking: asyncio.Task[None] | None = None
 
     def attach(self, run_id: str) -> Feed:
         """Return the run's feed; give it back with `detach`."""
@@ -172,8 +188,7 @@ class Feeds:
         It also ends when the run, or the log of an ended one, is deleted, and when an ended run has no such events.
         """
         feed = self.attach(run_id)
-        silent = 0.0
-        cursor = after
+        cursor, woken = after, False
         try:
             while True:
                 seen = feed.news.version
@@ -182,20 +197,47 @@ class Feeds:
                     batch = await self._database.read(list_events, run_id, cursor)
                 if batch:
                     batch = _up_to_end(batch, ends)
-                    cursor = batch[-1].sequence
-                    silent = 0.0
+                    cursor, woken = batch[-1].sequence, False
                     yield batch
                     if batch[-1].name in ends:
                         return
-                elif not await feed.news.wait(seen, min(LOOK_SECONDS, keepalive_seconds)):
-                    if await self._database.read(is_log_over, run_id, cursor):
-                        return
-                    silent += min(LOOK_SECONDS, keepalive_seconds)
-                    if silent >= keepalive_seconds:
-                        silent = 0.0
+                elif woken and await self._database.read(is_log_over, run_id, cursor):
+                    return
+                else:
+                    self._look_soon()
+                    woken = await feed.news.wait(seen, keepalive_seconds)
+                    if not woken:
                         yield []
         finally:
             self.detach(run_id)
+
+    # -- one look for all who wait
+
+    def _look_soon(self) -> None:
+        if self._looking is None:
+            self._looking = asyncio.get_running_loop().create_task(self._look_again())
+
+    async def _look_again(self) -> None:
+        """Wake the readers of runs that another process has written on; end when nobody waits any more."""
+        try:
+            while self._feeds:
+                await asyncio.sleep(LOOK_SECONDS)
+                waiting = [run_id for run_id, feed in self._feeds.items() if feed.needs_look]
+                for first in range(0, len(waiting), LOOK_RUNS):
+                    await self._look(waiting[first : first + LOOK_RUNS])
+        finally:
+            self._looking = None
+
+    async def _look(self, run_ids: list[str]) -> None:
+        ends: LogEnds = {}
+        with suppress(Unavailable):  # each reader finds that out for itself, and says so
+            ends = await self._database.read(list_log_ends, run_ids, LOOK_RUNS)
+        for run_id in run_ids:
+            feed = self._feeds.get(run_id)
+            last = ends.get(run_id)
+            if feed is not None and (last is None or last != feed.looked):
+                feed.looked = last
+                feed.news.fire()
 
 
 def _up_to_end(batch: list[LogEvent], ends: Collection[str]) -> list[LogEvent]:

@@ -36,22 +36,43 @@ def list_page(
             args.append(value)
             condition = condition.replace("?", f"${len(args)}", 1)  # noqa: PLW2901  # one after the other
         where.append(condition)
+    # With `before` alone the page that ends at the cursor is wanted: walk backwards from it.
+    backwards = query.before is not None and query.after is None
+    ascending = (query.order == "asc") != backwards
+    begins: list[list[str]] = [[]]
     for name, cursor, comparison in (("after", query.after, ">"), ("before", query.before, "<")):
         if cursor is not None:
             args += yield from _place(table, parent, keys, cursor, name)
             forward = (comparison == ">") == (query.order == "asc")
-            numbers = ", ".join(f"${number}" for number in range(len(args) - len(keys) + 1, len(args) + 1))
-            where.append(f"({', '.join(keys)}) {'>' if forward else '<'} ({numbers})")
-    # With `before` alone the page that ends at the cursor is wanted: walk backwards from it.
-    backwards = query.before is not None and query.after is None
-    ascending = (query.order == "asc") != backwards
+            numbers = [f"${number}" for number in range(len(args) - len(keys) + 1, len(args) + 1)]
+            if name == "after" or backwards:
+                begins = _beyond(keys, numbers, ">" if forward else "<")
+            else:
+                where.append(f"({', '.join(keys)}) {'>' if forward else '<'} ({', '.join(numbers)})")
     args.append(query.limit + 1)
-    rows = yield Rows(
-        f"SELECT id, body FROM {table} WHERE {' AND '.join(where)} "
-        f"ORDER BY {', '.join(key + (' ASC' if ascending else ' DESC') for key in keys)} LIMIT ${len(args)}",
-        *args,
-    )
-    return _page(list(rows), query.limit, backwards=backwards)
+    order = f"ORDER BY {', '.join(key + (' ASC' if ascending else ' DESC') for key in keys)} LIMIT ${len(args)}"
+    select = f"SELECT id, body, {', '.join(keys)} FROM {table} WHERE "
+    rows = yield Rows(_joined([f"{select}{' AND '.join([*where, *begin])} {order}" for begin in begins], order), *args)
+    return _page([(row[0], row[1]) for row in rows], query.limit, backwards=backwards)
+
+
+def _beyond(keys: tuple[str, ...], numbers: list[str], sign: str) -> list[list[str]]:
+    """Return what stands beyond a place as lists of conditions that have no row in common, nearest first.
+
+    One comparison of rows would say the same, but of `(waits, seq) > (0, 9)` SQLite takes only `waits >= 0` to the
+    index: each page would read the whole thread.
+    """
+    return [
+        [*(f"{keys[same]} = {numbers[same]}" for same in range(last)), f"{keys[last]} {sign} {numbers[last]}"]
+        for last in reversed(range(len(keys)))
+    ]
+
+
+def _joined(parts: list[str], order: str) -> str:
+    if len(parts) == 1:
+        return parts[0]
+    joined = " UNION ALL ".join(f"SELECT * FROM ({part}) AS part{number}" for number, part in enumerate(parts))
+    return f"SELECT * FROM ({joined}) AS parts {order}"
 
 
 def _page(rows: list[tuple[str, str]], limit: int, *, backwards: bool) -> Page:
