@@ -106,6 +106,14 @@ class Settings(BaseSettings):
     builtin_answer_tokens: int = Field(
         512, ge=16, description="Longest answer of the built-in model where a run sets no limit. Tokens."
     )
+    embedding_model: str = Field(
+        "builtin",
+        description="What makes the vectors of new vector stores: `builtin`, `hashing` (words only, no model), or a "
+        "model of an upstream: `NAME/model`, or just `model` for the first one. Old stores keep theirs.",
+    )
+    embedding_dimensions: int | None = Field(
+        None, ge=1, le=16_384, description="Shorter vectors from an upstream's embedding model, where it can make them."
+    )
     script: Path | None = Field(
         None, description="JSON script of the `scripted` model; unset, it repeats the question."
     )

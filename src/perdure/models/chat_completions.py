@@ -11,15 +11,12 @@ import random
 import re
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from datetime import UTC
-from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx2
 import msgspec
 
-from perdure.errors import OperatorError, RunFailure
+from perdure.errors import RunFailure
 from perdure.ids import Clock, Ids, RandomIds
 from perdure.models.base import Capacity, ModelPiece, ModelRequest
 from perdure.models.chat_pieces import AnswerReader
@@ -36,14 +33,18 @@ from perdure.models.upstream_failures import (
     unreachable,
     unreadable,
 )
+from perdure.models.upstream_http import (
+    ERROR_BYTES,
+    back_off,
+    checked_key,
+    checked_url,
+    client,
+    endpoint,
+    wait_after,
+    without_secrets,
+)
 from perdure.settings import Settings, UpstreamSettings
 
-ERROR_BYTES = 4096
-"""How much of an error's body is read."""
-RETRY_AFTER_SECONDS = 30.0
-"""Longest wait that an upstream can ask for. One that asks for more is not asked again."""
-FIRST_RETRY_SECONDS = 0.5
-LAST_RETRY_SECONDS = 8.0
 LIST_SECONDS = 5.0
 DRAIN_SECONDS = 0.25
 """How long a stream may stay open after its end. Closed in time, the connection is used again."""
@@ -71,9 +72,9 @@ class ChatCompletionsModel:
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.name = name
-        self._address = UpstreamAddress(name, _without_secrets(upstream.url))
-        self._base = _checked_url(upstream.url, self._address)
-        self._key = _checked_key((upstream.key or "").strip(), self._address)
+        self._address = UpstreamAddress(name, without_secrets(upstream.url))
+        self._base = checked_url(upstream.url, self._address)
+        self._key = checked_key((upstream.key or "").strip(), self._address)
         self._settings = settings
         self._clock = clock
         self._ids = ids or RandomIds()
@@ -81,7 +82,7 @@ class ChatCompletionsModel:
         self._counter = TokenCounter()
         self._takes_stream_options = True
         self._limit_name = "max_completion_tokens"
-        self._client = _client(settings, self._key)
+        self._client = client(settings, self._key)
 
     def capacity(self, model: str) -> Capacity:
         """Return the window that the settings give the model; upstreams do not say it in a common way."""
@@ -111,7 +112,7 @@ class ChatCompletionsModel:
         """Return the names that the upstream lists. Raises RunFailure."""
         try:
             async with asyncio.timeout(LIST_SECONDS):
-                response = await self._client.get(_endpoint(self._base, "/models"), timeout=LIST_SECONDS)
+                response = await self._client.get(endpoint(self._base, "/models"), timeout=LIST_SECONDS)
         except TimeoutError:
             raise silent(self._address, LIST_SECONDS) from None
         except httpx2.RequestError as error:
@@ -147,7 +148,7 @@ class ChatCompletionsModel:
                 wait = self._wait(answer, error, retries)
             else:
                 failure = self._lost(answer)
-                wait = None if isinstance(answer, httpx2.ReadTimeout) else self._back_off(retries)
+                wait = None if isinstance(answer, httpx2.ReadTimeout) else back_off(retries, self._jitter())
             if wait is None or retries >= self._settings.upstream_retries:
                 raise failure
             await self._clock.sleep(wait)
@@ -156,7 +157,7 @@ class ChatCompletionsModel:
     async def _ask(self, body: dict[str, Any]) -> httpx2.Response | httpx2.RequestError:
         request = self._client.build_request(
             "POST",
-            _endpoint(self._base, "/chat/completions"),
+            endpoint(self._base, "/chat/completions"),
             content=msgspec.json.encode(body),
             headers={"content-type": "application/json"},
         )
@@ -206,22 +207,12 @@ class ChatCompletionsModel:
         finally:
             await response.aclose()
         if response.is_redirect:
-            return UpstreamError(f"it points to {_without_secrets(response.headers.get('location', 'nowhere'))}")
+            return UpstreamError(f"it points to {without_secrets(response.headers.get('location', 'nowhere'))}")
         return read_error(body[:ERROR_BYTES])
 
     def _wait(self, response: httpx2.Response, error: UpstreamError, retries: int) -> float | None:
         """Seconds until the next try; None when there should be none."""
-        limited = response.status_code == httpx2.codes.TOO_MANY_REQUESTS
-        if not (limited or response.is_server_error) or error.code == "insufficient_quota":
-            return None
-        asked = _retry_after(response.headers, self._clock.now())
-        if asked is None:
-            return self._back_off(retries)
-        return asked if asked <= RETRY_AFTER_SECONDS else None
-
-    def _back_off(self, retries: int) -> float:
-        seconds: float = min(FIRST_RETRY_SECONDS * 2**retries, LAST_RETRY_SECONDS)
-        return seconds * (1 - 0.25 * self._jitter())
+        return wait_after(response, error, retries, now=self._clock.now(), jitter=self._jitter())
 
     def _lost(self, error: httpx2.RequestError) -> RunFailure:
         """Return the failure for a connection that could not be made or was lost."""
@@ -235,35 +226,6 @@ class ChatCompletionsModel:
         return broke_off(self._address, str(error), self._key)
 
 
-def _checked_key(key: str, address: UpstreamAddress) -> str | None:
-    """Return the key, None for an empty one. Refuse what a header can not carry."""
-    if not (key.isascii() and key.isprintable()):
-        raise OperatorError(f"{address.key_setting} holds characters that no HTTP header can carry; copy the key again")
-    return key or None
-
-
-def _checked_url(url: str, address: UpstreamAddress) -> str:
-    """Return the URL. Refuse what the HTTP client can not parse."""
-    try:
-        httpx2.URL(url)
-    except httpx2.InvalidURL as error:
-        raise OperatorError(f"{address.url_setting} is not a URL: {error}") from None
-    return url
-
-
-def _client(settings: Settings, key: str | None) -> httpx2.AsyncClient:
-    headers = {"user-agent": "perdure", "accept-encoding": "identity"}  # compressed streams arrive in clumps
-    if key is not None:
-        headers["authorization"] = f"Bearer {key}"
-    silence = settings.upstream_silence_seconds
-    most = settings.upstream_connections
-    return httpx2.AsyncClient(
-        headers=headers,
-        timeout=httpx2.Timeout(connect=settings.upstream_connect_seconds, read=silence, write=silence, pool=None),
-        limits=httpx2.Limits(max_connections=most, max_keepalive_connections=most, keepalive_expiry=30.0),
-    )
-
-
 async def _drain(parts: AsyncGenerator[bytes, None]) -> None:
     try:
         async with asyncio.timeout(DRAIN_SECONDS):
@@ -271,33 +233,6 @@ async def _drain(parts: AsyncGenerator[bytes, None]) -> None:
                 pass
     except (TimeoutError, httpx2.RequestError):
         pass  # the connection is closed then, and another one opened next time
-
-
-def _endpoint(base: str, path: str) -> str:
-    """Return the base URL with the path added in front of its query, if it has one (`?api-version=...`)."""
-    parts = urlsplit(base)
-    return urlunsplit(parts._replace(path=parts.path.rstrip("/") + path))
-
-
-def _without_secrets(url: str) -> str:
-    """Return the URL without user, password and query."""
-    parts = urlsplit(url)
-    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
-
-
-def _retry_after(headers: httpx2.Headers, now: float) -> float | None:
-    """Read `retry-after-ms` and `Retry-After`, seconds or a date."""
-    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
-        try:
-            return max(0.0, float(headers[name]) * unit)
-        except (KeyError, ValueError):
-            continue
-    try:
-        date = parsedate_to_datetime(headers["retry-after"])
-    except (KeyError, ValueError):
-        return None
-    aware = date if date.tzinfo else date.replace(tzinfo=UTC)
-    return max(0.0, aware.timestamp() - now)
 
 
 def _listed(body: bytes) -> list[str] | None:

@@ -92,8 +92,15 @@ def quoted(message: str, key: str | None = None) -> str:
     return text if len(text) <= QUOTE_CHARACTERS else text[:QUOTE_CHARACTERS] + " ..."
 
 
-def refused(address: UpstreamAddress, status: int, error: UpstreamError, model: str, key: str | None) -> RunFailure:
-    """Return the failure for an HTTP status of 400 and above."""
+def refused(
+    address: UpstreamAddress,
+    status: int,
+    error: UpstreamError,
+    model: str,
+    key: str | None,
+    path: str = "/chat/completions",
+) -> RunFailure:
+    """Return the failure for an HTTP status of 400 and above. `path` is what was asked."""
     said = quoted(error.message, key) or "nothing more"
     who = address.described
     return RunFailure(
@@ -101,7 +108,7 @@ def refused(address: UpstreamAddress, status: int, error: UpstreamError, model: 
             400: f"The {who} refused the request for model '{model}' with status 400: {said}",
             401: f"The {who} did not accept the key (status 401): {said} Check {address.key_setting}.",
             403: f"The {who} denied access to model '{model}' (status 403): {said} Check {address.key_setting}.",
-            404: f"The {who} does not know model '{model}' or the path /chat/completions (status 404): {said} "
+            404: f"The {who} does not know model '{model}' or the path {path} (status 404): {said} "
             f"Check the model's name, PERDURE_MODEL_MAP, and {address.url_setting} (it usually ends in /v1).",
             429: f"The {who} limits its rate for model '{model}' (status 429): {said} Wait, or raise the limit there; "
             "PERDURE_UPSTREAM_RETRIES says how often a call is tried again.",
