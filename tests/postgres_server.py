@@ -22,6 +22,7 @@ from typing import TypedDict
 
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+STARTS = 10
 
 
 class _Identity(TypedDict, total=False):
@@ -32,22 +33,62 @@ class _Identity(TypedDict, total=False):
     extra_groups: list[int]
 
 
+class Postgres:
+    """A server that can be killed and started again. `url` is that of its empty database `postgres`."""
+
+    def __init__(self, folder: Path, settings: dict[str, str], identity: _Identity) -> None:
+        self._folder = folder
+        self._settings = settings
+        self._identity = identity
+        self._port = _free_port()
+        self.url = f"postgresql://postgres@127.0.0.1:{self._port}/postgres"
+        self.start()
+
+    def start(self) -> None:
+        """Start, and wait until it answers. After a kill the old one's children may still be ending."""
+        for left in reversed(range(STARTS)):
+            self._server = _start(self._folder, self._port, self._settings, self._identity)
+            try:
+                _wait_until_ready(self._server, self._folder, self._port)
+            except BaseException as failure:
+                self.stop()
+                if not left or not isinstance(failure, RuntimeError):
+                    raise
+                time.sleep(0.2)
+            else:
+                return
+
+    def kill(self) -> None:
+        """End it as a power cut would. Its children see their parent die, and end too."""
+        self._server.kill()
+        self._server.wait()
+
+    def stop(self) -> None:
+        """Ask for a fast shutdown."""
+        _stop(self._server)
+
+
 @contextmanager
 def postgres_server(*, settings: dict[str, str] | None = None) -> Iterator[str]:
     """Start a server; give the URL of its empty database `postgres`. `settings` are added to its configuration."""
+    with mortal_postgres(settings=settings) as server:
+        yield server.url
+
+
+@contextmanager
+def mortal_postgres(*, settings: dict[str, str] | None = None) -> Iterator[Postgres]:
+    """Start a server that the test may kill and start again."""
     identity = _identity()
     folder = Path(tempfile.mkdtemp(prefix="perdure-pg-"))
     try:
         if "user" in identity:
             os.chown(folder, identity["user"], identity["group"])
         _run(["initdb", "-D", "data", "-U", "postgres", "--auth=trust", "--encoding=UTF8", "-N"], folder, identity)
-        port = _free_port()
-        server = _start(folder, port, settings or {}, identity)
+        server = Postgres(folder, settings or {}, identity)
         try:
-            _wait_until_ready(server, folder, port)
-            yield f"postgresql://postgres@127.0.0.1:{port}/postgres"
+            yield server
         finally:
-            _stop(server)
+            server.stop()
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -85,7 +126,7 @@ def _start(folder: Path, port: int, settings: dict[str, str], identity: _Identit
         **settings,
     }
     options = [part for name, value in given.items() for part in ("-c", f"{name}={value}")]
-    with (folder / "log").open("wb") as output:
+    with (folder / "log").open("ab") as output:
         return subprocess.Popen(
             [_program("postgres"), "-D", "data", *options], cwd=folder, stdout=output, stderr=output, **identity
         )
@@ -103,7 +144,7 @@ def _wait_until_ready(server: subprocess.Popen[bytes], folder: Path, port: int) 
 
 def _stop(server: subprocess.Popen[bytes]) -> None:
     """Ask for a fast shutdown (connections are cut), kill if that takes too long."""
-    server.send_signal(signal.SIGINT)
+    server.send_signal(signal.SIGINT)  # of one that is dead already nothing is asked
     try:
         server.wait(STOP_SECONDS)
     except subprocess.TimeoutExpired:

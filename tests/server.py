@@ -76,6 +76,8 @@ class ServerProcess:
     """`perdure serve` as a process of its own; `url` is its base URL, `process` its handle."""
 
     program: Sequence[str] = ("-m", "perdure", "serve")
+    before: Sequence[str] = ()
+    """A program that starts the server: `nsenter`, say."""
 
     def __init__(self, data: Path, **settings: Any) -> None:
         given = {"builtin_model": "scripted", "port": 0, "data": data, **settings}
@@ -88,7 +90,7 @@ class ServerProcess:
         self.log = data.parent / f"{data.name}.log"
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, *self.program],
+                [*self.before, sys.executable, *self.program],
                 cwd=data,
                 env=environment,
                 stdout=subprocess.PIPE,
@@ -102,6 +104,7 @@ class ServerProcess:
         for line in self.process.stdout:
             if "OPENAI_BASE_URL=" in line:
                 return line.partition("OPENAI_BASE_URL=")[2].strip()
+        self._reap()
         raise AssertionError(f"the server did not start: {self.log.read_text()}")
 
     def kill(self) -> None:

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from importlib.util import find_spec
@@ -30,7 +31,7 @@ from perdure.api.routes import routes
 from perdure.engine.dispatch import LocalDispatch
 from perdure.engine.live import Feeds
 from perdure.engine.worker import Worker, WorkerSettings
-from perdure.errors import OperatorError
+from perdure.errors import OperatorError, Unavailable
 from perdure.ids import RandomIds, SystemClock
 from perdure.models.base import Model
 from perdure.models.chat_completions import ChatCompletionsModel
@@ -53,6 +54,8 @@ MOST_CONNECTIONS = 65_536
 
 DATABASE_FILE = "perdure.db"
 LOCK_FILE = "perdure.lock"
+PID_FILE = "perdure.pid"
+OWNER_LOOKS = 20  # for the pid of one that is just starting, a tenth of a second apart
 RESTORING_FILE = "perdure.restoring"
 """It lies in the data folder while a restore changes what is there."""
 
@@ -162,30 +165,39 @@ class Running:
 async def open_parts(settings: Settings, watch: EdgeWatch | None = None) -> AsyncIterator[tuple[ASGIApp, Running]]:
     """Open store and models and start the worker; yields the ASGI application. Raises OperatorError."""
     async with AsyncExitStack() as stack:
-        database = await open_database(settings, watch)
-        stack.push_async_callback(database.close)
-        await _refuse_open_door(settings, database)
-        models = build_models(settings)
-        stack.push_async_callback(models.close)
-        await _warm_up(models)
-        clock, ids, dispatch, feeds = SystemClock(), RandomIds(), LocalDispatch(), Feeds(database)
-        worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings))
-        dispatch.listen(worker)
-        await worker.start()
-        context = Context(
-            database=database,
-            feeds=feeds,
-            dispatch=dispatch,
-            models=models,
-            clock=clock,
-            ids=ids,
-            settings=_api_settings(settings),
-            keys=Keys(database, _stamp(settings, stack), open_without_key=settings.on_loopback),
-        )
-        open_now = settings.on_loopback and not await database.read(any_key_made)
-        beyond = await stack.enter_async_context(_beyond(context, settings))
-        app = _with_cors(Front(routes(context, beyond)), settings)
-        yield app, Running(worker, models, open_without_key=open_now)
+        try:
+            parts = await _open_parts(settings, watch, stack)
+        except Unavailable as error:
+            raise OperatorError(error.message) from None
+        yield parts
+
+
+async def _open_parts(settings: Settings, watch: EdgeWatch | None, stack: AsyncExitStack) -> tuple[ASGIApp, Running]:
+    database = await open_database(settings, watch)
+    stack.push_async_callback(database.close)
+    await _refuse_open_door(settings, database)
+    models = build_models(settings)
+    stack.push_async_callback(models.close)
+    await _warm_up(models)
+    stamp = _stamp(settings, stack)
+    clock, ids, dispatch, feeds = SystemClock(), RandomIds(), LocalDispatch(), Feeds(database)
+    worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings))
+    dispatch.listen(worker)
+    context = Context(
+        database=database,
+        feeds=feeds,
+        dispatch=dispatch,
+        models=models,
+        clock=clock,
+        ids=ids,
+        settings=_api_settings(settings),
+        keys=Keys(database, stamp, open_without_key=settings.on_loopback),
+    )
+    open_now = settings.on_loopback and not await database.read(any_key_made)
+    beyond = await stack.enter_async_context(_beyond(context, settings))
+    app = _with_cors(Front(routes(context, beyond)), settings)
+    await worker.start()
+    return app, Running(worker, models, open_without_key=open_now)
 
 
 def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
@@ -319,18 +331,50 @@ def own_data_folder(data: Path) -> FileLock:
     """Take the data folder for this process alone. Raises OperatorError, naming the owner."""
     make_data_folder(data)
     lock = FileLock(data / LOCK_FILE, timeout=0)
-    note = data / "perdure.pid"
+    note = data / PID_FILE
     try:
         lock.acquire()
+        _write_pid(note)
     except Timeout:
-        owner = note.read_text().strip() if note.exists() else "unknown"
         raise OperatorError(
-            f"the data folder {data} is in use by another Perdure (process {owner}): stop it or set PERDURE_DATA"
+            f"the data folder {data} is in use by another Perdure ({_owner(note)}): stop it or set PERDURE_DATA"
         ) from None
     except OSError as error:
+        lock.release()
         raise OperatorError(f"the data folder {data} can not be written: {error.strerror}") from None
-    note.write_text(f"{os.getpid()}\n")
     return lock
+
+
+def _write_pid(note: Path) -> None:
+    """Write over the old note, not a new one: that needs no room on a full disk."""
+    descriptor = os.open(note, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        written = os.write(descriptor, f"{os.getpid()}\n".encode())
+        os.ftruncate(descriptor, written)
+    finally:
+        os.close(descriptor)
+
+
+def _owner(note: Path) -> str:
+    """Name who has the folder. The note is written after the lock is taken: just then it may name one that is gone."""
+    for _ in range(OWNER_LOOKS):
+        text = note.read_text().strip() if note.exists() else ""
+        if text.isdigit() and _lives(int(text)):
+            return f"process {text}"
+        time.sleep(0.1)
+    return "process unknown"
+
+
+def _lives(pid: int) -> bool:
+    if os.name != "posix":  # there a signal of 0 ends a process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's, and alive
+    return True
 
 
 def run_loop(main: Callable[[], Awaitable[None]]) -> None:

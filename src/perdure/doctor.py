@@ -12,10 +12,11 @@ from pathlib import Path
 
 import msgspec
 
-from perdure.app import build_models, choose_port, make_data_folder, open_database
+from perdure.app import DATABASE_FILE, build_models, choose_port, make_data_folder, open_database
 from perdure.errors import OperatorError, RunFailure, Unavailable
 from perdure.models.names import ModelRegistry
 from perdure.settings import Settings
+from perdure.store.sqlite_file import find_damage
 
 
 class Finding(msgspec.Struct, frozen=True):
@@ -32,6 +33,8 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield _folder(settings)
     yield _port(settings)
     yield asyncio.run(_store(settings))
+    if settings.database_url is None and (settings.data / DATABASE_FILE).exists():
+        yield _database(settings.data / DATABASE_FILE)
     yield from asyncio.run(_models(settings))
 
 
@@ -69,6 +72,18 @@ async def _store(settings: Settings) -> Finding:
     except (OperatorError, Unavailable) as error:
         return Finding("store", ok=False, detail=str(error))
     return Finding("store", ok=True, detail=f"SQLite {sqlite3.sqlite_version}")
+
+
+def _database(path: Path) -> Finding:
+    """Check every page and index; a server may be running meanwhile."""
+    try:
+        damage = find_damage(path)
+    except OperatorError as error:
+        return Finding("database", ok=False, detail=str(error))
+    if damage is not None:
+        detail = f"{path} is damaged: {damage}. Bring back a backup with `perdure restore FILE --force`"
+        return Finding("database", ok=False, detail=detail)
+    return Finding("database", ok=True, detail=f"{path} is whole")
 
 
 async def _models(settings: Settings) -> list[Finding]:

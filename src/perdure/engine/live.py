@@ -153,6 +153,7 @@ class Feeds:
         self._database = database
         self._feeds: dict[str, Feed] = {}
         self._looking: asyncio.Task[None] | None = None
+        self._closed = False
 
     def attach(self, run_id: str) -> Feed:
         """Return the run's feed; give it back with `detach`."""
@@ -175,6 +176,12 @@ class Feeds:
         if feed is not None:
             feed.fire()
 
+    def close(self) -> None:
+        """Send all readers away: this process works no runs any more."""
+        self._closed = True
+        for feed in self._feeds.values():
+            feed.fire()
+
     @property
     def open(self) -> int:
         """How many runs somebody writes or reads here."""
@@ -186,6 +193,7 @@ class Feeds:
         """Yield events after a number in small batches, an empty one after each silence, up to one of `ends`.
 
         It also ends when the run, or the log of an ended one, is deleted, and when an ended run has no such events.
+        Raises Unavailable when the server shuts down before that.
         """
         feed = self.attach(run_id)
         cursor, woken = after, False
@@ -203,6 +211,11 @@ class Feeds:
                         return
                 elif woken and await self._database.read(is_log_over, run_id, cursor):
                     return
+                elif self._closed:
+                    raise Unavailable(
+                        f"The server is shutting down. The run goes on when it is back: retrieve it, or read on after "
+                        f"event {cursor}."
+                    )
                 else:
                     self._look_soon()
                     woken = await feed.news.wait(seen, keepalive_seconds)

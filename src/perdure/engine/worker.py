@@ -113,7 +113,7 @@ class Worker:
             self._rounds.add(loop.create_task(self._repeat(one_round, seconds)))
 
     async def drain(self) -> None:
-        """Claim nothing more, give running turns their grace, then put the rest back into the queue."""
+        """Claim nothing more, give running turns their grace, put the rest back into the queue, send readers away."""
         self._draining = True
         if self._taking:
             await asyncio.wait(self._taking, timeout=self._settings.grace_seconds)
@@ -126,6 +126,7 @@ class Worker:
             one_round.cancel()
         if self._rounds:
             await asyncio.wait(self._rounds)
+        self._feeds.close()
 
     async def _repeat(self, one_round: Callable[[], Awaitable[None]], seconds: float) -> None:
         while True:

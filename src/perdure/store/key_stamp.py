@@ -30,8 +30,7 @@ class KeyStamp:
         try:
             descriptor = os.open(folder / FILE, os.O_RDWR | os.O_CREAT, 0o600)
             try:
-                if os.fstat(descriptor).st_size < SIZE:
-                    os.ftruncate(descriptor, SIZE)
+                _take_room(descriptor)
                 return cls(mmap.mmap(descriptor, SIZE))
             finally:
                 os.close(descriptor)
@@ -49,3 +48,11 @@ class KeyStamp:
     def close(self) -> None:
         """Let go of the file."""
         self._memory.close()
+
+
+def _take_room(descriptor: int) -> None:
+    """Give the file its blocks on the disk: on a full one, touching memory mapped to a hole would kill the process."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(descriptor, 0, SIZE)  # changes nothing that is there
+    elif os.fstat(descriptor).st_size < SIZE:
+        os.write(descriptor, bytes(SIZE))

@@ -14,6 +14,7 @@ import re
 import sqlite3
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -24,6 +25,8 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 from perdure.errors import OperatorError, Unavailable
 from perdure.store.db import Dialect, Edge, EdgeWatch, Operation, Row, Rows, Statement
 from perdure.store.migrations import apply_next
+from perdure.store.sqlite_failures import code_of, in_words, is_database_failure, refusal, translated
+from perdure.store.sqlite_file import look_before_opening
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -55,26 +58,6 @@ _PRAGMAS = (
     f"PRAGMA wal_autocheckpoint = {WAL_PAGES}",
     "PRAGMA cache_size = -32000",
 )
-
-_DISK_FULL = (
-    "nothing of this request was stored: the disk that holds the database is full. Free space there, then retry."
-)
-_CAUSES = {
-    sqlite3.SQLITE_FULL: _DISK_FULL,
-    sqlite3.SQLITE_IOERR: "nothing of this request was stored: the disk refused a write or read ({error}). "
-    "Check the disk and its free space, then retry.",
-    sqlite3.SQLITE_READONLY: "nothing of this request was stored: the database can not be written ({error}). "
-    "Check the permissions of the data folder and whether its disk is mounted read-only.",
-    sqlite3.SQLITE_CANTOPEN: "nothing of this request was stored: the database can not be opened ({error}). "
-    "Check that the data folder exists and can be written.",
-    sqlite3.SQLITE_CORRUPT: "nothing of this request was stored: the database file is damaged ({error}). "
-    "Stop the server and restore a backup.",
-    sqlite3.SQLITE_NOTADB: "nothing of this request was stored: the database file is damaged ({error}). "
-    "Stop the server and restore a backup.",
-    sqlite3.SQLITE_BUSY: "nothing of this request was stored: another program holds the database locked. "
-    "Close it, then retry.",
-    sqlite3.SQLITE_NOMEM: "nothing of this request was stored: the machine is out of memory. Free some, then retry.",
-}
 
 
 class _Write(NamedTuple):
@@ -111,6 +94,7 @@ class SqliteDatabase:
         self._scanners = ThreadPoolExecutor(SCAN_THREADS, thread_name_prefix="perdure-scan")
         self._closed = False
         self._longer: set[Callable[..., Any]] = set()  # reads that were seen to take several statements
+        self._told: set[int] = set()  # kinds of failing reads that the log has: each is told once
 
     @classmethod
     async def open(cls, path: Path, *, watch: EdgeWatch | None = None, newest: int | None = None) -> SqliteDatabase:
@@ -118,7 +102,7 @@ class SqliteDatabase:
 
         `watch` is called on the writer thread. With `newest`, no migration after that version is applied.
         """
-        return cls(path, await asyncio.to_thread(_open_for_writing, path, newest), watch)
+        return cls(path, await asyncio.to_thread(_open_here.open, path, newest), watch)
 
     async def run(self, operation: Callable[P, Operation[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run on the writer thread; return after the commit is on disk."""
@@ -154,6 +138,7 @@ class SqliteDatabase:
         for connection in self._readers:
             connection.close()
         self._writer.close()
+        _open_here.closed(self._path)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -165,9 +150,7 @@ class SqliteDatabase:
         try:
             return _drive(self._reader().cursor(), steps, most=1)
         except sqlite3.Error as error:
-            if _code(error) == sqlite3.SQLITE_READONLY or not _is_database_failure(error):
-                raise
-            raise _translated(error) from error
+            raise self._read_failure(error) from error
 
     def _look(self, steps: Operation[T]) -> T:
         """Run a read-only operation on this thread's connection, in one snapshot."""
@@ -180,9 +163,15 @@ class SqliteDatabase:
             finally:
                 cursor.execute("ROLLBACK")  # nothing was written; also resets a statement with rows left
         except sqlite3.Error as error:
-            if _code(error) == sqlite3.SQLITE_READONLY or not _is_database_failure(error):
-                raise  # a writing statement in a read, or a wrong one: a bug of ours
-            raise _translated(error) from error
+            raise self._read_failure(error) from error
+
+    def _read_failure(self, error: sqlite3.Error) -> sqlite3.Error | Unavailable:
+        if code_of(error) == sqlite3.SQLITE_READONLY or not is_database_failure(error):
+            return error  # a writing statement in a read, or a wrong one: a bug of ours
+        if code_of(error) not in self._told:
+            self._told.add(code_of(error))
+            log.error("reads fail: %s", in_words(error))
+        return translated(error)
 
     def _reader(self) -> sqlite3.Connection:
         connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
@@ -259,10 +248,9 @@ class _Writer:
         except sqlite3.Error as error:
             self._roll_back()
             if not self._failing:
-                name = getattr(error, "sqlite_errorname", "no code")
-                log.error("writes fail: %s (%s)", error, name)  # noqa: TRY400 - one line; a full disk is no bug
+                log.error("writes fail: %s", in_words(error))  # noqa: TRY400 - one line; a full disk is no bug
             self._failing = True
-            return [_Outcome(None, _translated(error)) for _ in batch]
+            return [_Outcome(None, translated(error)) for _ in batch]
         if self._failing:
             self._failing = False
             log.info("writes work again")
@@ -301,7 +289,7 @@ class _Writer:
         try:
             return _Outcome(_drive(self._cursor, write.begin()), None)
         except BaseException as error:  # whatever it is, it is for the caller on the other thread
-            if isinstance(error, sqlite3.Error) and _is_database_failure(error):
+            if isinstance(error, sqlite3.Error) and is_database_failure(error):
                 raise
             if savepoints:
                 self._cursor.execute("ROLLBACK TO one")
@@ -374,26 +362,36 @@ def _resolve(answers: list[tuple[asyncio.Future[Any], _Outcome]]) -> None:
             future.set_exception(outcome.error)
 
 
-def _code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary result code, 0 if the error came from Python's side."""
-    code: int = getattr(error, "sqlite_errorcode", 0)
-    return code & 0xFF
-
-
-def _is_database_failure(error: sqlite3.Error) -> bool:
-    return _code(error) in _CAUSES
-
-
-def _translated(error: sqlite3.Error) -> sqlite3.Error | Unavailable:
-    """Say what a client and the operator can do; errors that are our own bugs pass as they are."""
-    cause = _CAUSES.get(_code(error))
-    return error if cause is None else Unavailable(f"The database failed, {cause.format(error=error)}")
-
-
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(
         path, isolation_level=None, timeout=BUSY_SECONDS, cached_statements=1024, check_same_thread=False
     )
+
+
+class _OpenHere:
+    """The databases that this process has open.
+
+    Their files must not be looked at: a process that closes any file gives up all its locks on it, SQLite's too.
+    """
+
+    def __init__(self) -> None:
+        self._paths: Counter[Path] = Counter()
+        self._gate = threading.Lock()
+
+    def open(self, path: Path, newest: int | None) -> sqlite3.Connection:
+        with self._gate:
+            if not self._paths[path.resolve()]:
+                look_before_opening(path)
+            connection = _open_for_writing(path, newest)
+            self._paths[path.resolve()] += 1
+            return connection
+
+    def closed(self, path: Path) -> None:
+        with self._gate:
+            self._paths[path.resolve()] -= 1
+
+
+_open_here = _OpenHere()
 
 
 def _open_for_writing(path: Path, newest: int | None) -> sqlite3.Connection:
@@ -405,14 +403,14 @@ def _open_for_writing(path: Path, newest: int | None) -> sqlite3.Connection:
     try:
         connection = _connect(path)
     except sqlite3.Error as error:
-        raise OperatorError(f"the database {path} can not be opened: {error}; check the folder's permissions") from None
+        raise refusal(path, "opened", error) from None
     try:
         for pragma in _PRAGMAS:
             _patiently(connection, pragma)
         _migrate(connection, newest)
     except sqlite3.Error as error:
         connection.close()
-        raise OperatorError(f"the database {path} can not be used: {error}; check the file and its folder") from None
+        raise refusal(path, "used", error) from None
     except OperatorError:
         connection.close()
         raise
@@ -426,7 +424,7 @@ def _patiently(connection: sqlite3.Connection, pragma: str) -> None:
         try:
             connection.execute(pragma).fetchall()
         except sqlite3.OperationalError as error:
-            if _code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+            if code_of(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise
             time.sleep(0.02)
         else:
