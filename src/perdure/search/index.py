@@ -26,7 +26,7 @@ K1, B = 1.2, 0.75
 """Of BM25, as everybody has them."""
 SAYS_NOTHING = 0.3
 """A term that occurs in more than this share of the chunks is left out, where others are rarer."""
-LOOKED_AT = 600
+LOOKED_AT = 400
 """Chunks whose exact cosine is found, of each segment: the best by the scan of its head."""
 LONG_POSTING = 1024
 """Chunks that hold a term from which on a look whether the term is needed costs less than the term."""
@@ -216,7 +216,7 @@ def _mask(segment: Segment, state: _State, allowed: Collection[str] | None) -> M
 
 def _nearest(segment: Segment, turned: Floats, mask: Mask, k: int) -> list[tuple[int, float]]:
     """Return the k best places by exact cosine, of those that the scan of the heads puts first."""
-    looked_at = max(LOOKED_AT, 4 * k)
+    looked_at = max(LOOKED_AT, 3 * k)
     allowed = int(np.count_nonzero(mask))
     if allowed > GATHERED * len(mask):
         scan = segment.scan(turned, None)
@@ -276,9 +276,13 @@ def _wordiest(segment: Segment, words: _Words, mask: Mask, k: int) -> list[tuple
     postings = [(*segment.posting(term), weight) for term, weight in zip(words.terms, words.weights, strict=True)]
     postings = sorted((one for one in postings if len(one[0])), key=lambda one: len(one[0]))
     left = sum(weight for _, _, weight in postings) * (K1 + 1)
+    few = np.count_nonzero(mask) < GATHERED * len(mask)
     for places, counts, weight in postings:
         if len(places) > LONG_POSTING and _settles(scores, mask, left, k):
             break
+        if few:
+            held = mask[places]
+            places, counts = places[held], counts[held]  # noqa: PLW2901  # the same posting, of what is allowed
         scores[places] += _share(segment, words, places, counts.astype(np.float32)) * np.float32(weight)
         left -= weight * (K1 + 1)
     scores *= mask
@@ -313,6 +317,6 @@ def _both(state: _State, question: Floats, words: _Words, chosen: set[tuple[int,
         places = np.array(sorted(place for one, place in chosen if one == number), np.int64)
         cosines = segment.cosines(segment.turned(question), places).tolist()
         shares = (_word_scores(segment, words, places) / (words.most or 1.0)).tolist()
-        for place, cosine, share in zip(places.tolist(), cosines, shares, strict=True):
-            name = state.names[int(segment.files[place])]
-            yield Candidate(int(segment.keys[place]), name, cosine, share)
+        keys, files = segment.keys[places].tolist(), segment.files[places].tolist()
+        for key, file, cosine, share in zip(keys, files, cosines, shares, strict=True):
+            yield Candidate(key, state.names[file], cosine, share)

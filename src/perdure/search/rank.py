@@ -17,8 +17,8 @@ import msgspec
 if TYPE_CHECKING:  # it brings numpy
     from perdure.search.found import Candidate
 
-EMBEDDING_WEIGHT = 0.6
-TEXT_WEIGHT = 0.4
+EMBEDDING_WEIGHT = 0.5
+TEXT_WEIGHT = 0.5
 CANDIDATES = 100
 """How many of the best by either search are worth a look, at least."""
 
