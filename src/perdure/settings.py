@@ -144,6 +144,35 @@ class Settings(BaseSettings):
         description="Origins whose browser pages may call the server, with commas between, or `*`. Empty: none.",
     )
     require_beta_header: bool = Field(False, description="Refuse calls without `OpenAI-Beta`, as the hosted API did.")
+    code_sandbox: Literal["auto", "bubblewrap", "landlock", "wasm", "docker", "none", "unsafe-no-sandbox"] = Field(
+        "auto",
+        description="Where the code interpreter runs code: `bubblewrap`, `landlock`, `wasm`, `docker`; `auto` takes "
+        "the first of the first three that works here. `none`: nowhere. `unsafe-no-sandbox`: as the server's own user.",
+    )
+    code_environment: Path | None = Field(
+        None,
+        description="The sandbox's own Python with numpy and its like (`perdure sandbox build`). "
+        "Unset: `sandbox-env` in the data folder.",
+    )
+    code_docker_image: str = Field(
+        "python:3.13-slim",
+        description="Image of the `docker` sandbox: any with a `python3`, and what else code may use.",
+    )
+    code_memory_mib: int = Field(1024, ge=128, description="Memory of a code session, all its processes together. MiB.")
+    code_cpu_seconds: float = Field(120.0, gt=0, description="Processor time of one call of the code interpreter.")
+    code_wall_seconds: float = Field(60.0, gt=0, description="Longest time of one call of the code interpreter.")
+    code_processes: int = Field(64, ge=8, description="Processes and threads of a code session.")
+    code_disk_mib: int = Field(256, ge=1, description="Room in `/mnt/data` of a code session. MiB; it is memory, too.")
+    code_file_mib: int = Field(128, ge=1, description="Longest file that code can write. MiB.")
+    code_output_kib: int = Field(64, ge=1, description="Longest text that one call shows the model. KiB.")
+    code_sessions: int = Field(
+        16, ge=1, description="Code sessions at once; for one more, the one that was idle longest is ended."
+    )
+    code_session_seconds: float = Field(3600.0, gt=0, description="How long a code session lives after its last use.")
+    code_session_wait_seconds: float = Field(
+        60.0, ge=0, description="Longest wait for a code session while all of them are busy."
+    )
+    code_warm_sessions: int = Field(1, ge=0, description="Code sessions that are kept ready, with numpy loaded.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="What goes to the log on stderr."
     )
