@@ -37,6 +37,8 @@ _BLOCKS = frozenset(
 )
 _CELLS = frozenset({"td", "th"})
 _UNSEEN = ["script", "style", "template", "noscript", "svg", "iframe"]
+_GAP = re.compile(r"(?:\| *){8,}")
+"""Cells that are empty one after the other: a value in the last column of all has 16,383 before it."""
 _SPACES = re.compile(r"[ \t\r\n\f]+")
 
 Reader = Callable[[Path, ExtractLimits, Budget], Iterator[Passage]]
@@ -217,7 +219,7 @@ def _sheet_blocks(rows: Iterable[Iterable[Any]], most_cells: int) -> Iterator[st
         cells += len(shown)
         if cells > most_cells:
             raise ExtractFailure("invalid_file", f"The tables hold more than {most_cells:,} cells. Split the file.")
-        line = " | ".join(shown)
+        line = _GAP.sub("| ... | ", " | ".join(shown))
         header = header or line
         lines.append(line)
         if len(lines) > ROWS_UNDER_A_HEADER:
