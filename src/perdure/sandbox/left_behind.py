@@ -84,13 +84,26 @@ def began(pid: int) -> int:
 
 def end_tree(pid: int) -> None:
     """Kill a process and all that descend from it, and wait until they are gone."""
+    if not Path("/proc/self/stat").exists():  # no Linux: only the process itself is known
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGTERM)
+        return
     pids = [pid, *_descendants(pid)]
     for one in pids:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(one, signal.SIGKILL)
     deadline = time.monotonic() + ENDING_SECONDS
-    while any(began(one) for one in pids) and time.monotonic() < deadline:
+    while any(_is_there(one) for one in pids) and time.monotonic() < deadline:
         time.sleep(0.01)
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process is there and not merely waiting to be taken up by its parent."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 def _descendants(pid: int) -> list[int]:

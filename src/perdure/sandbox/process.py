@@ -40,6 +40,7 @@ from perdure.sandbox.base import (
 )
 from perdure.sandbox.inside import files as names
 from perdure.sandbox.inside import frames
+from perdure.sandbox.left_behind import end_tree
 
 log = logging.getLogger("perdure.sandbox")
 
@@ -48,6 +49,7 @@ GRACE_SECONDS = 10.0
 """How much later than the call's own limit the agent may answer: its grace, and a fresh kernel on a busy machine."""
 FILE_SECONDS = 120.0
 SAID_BYTES = 4096
+LOOK_SECONDS = 0.25
 OUTCOMES = {"ok", "error", "interrupted", "timeout", "cpu", "memory", "disk", "processes", "output", "died"}
 
 
@@ -69,6 +71,7 @@ class ProcessSession:
         self._running = False
         self._said = bytearray()
         self._listening = asyncio.create_task(self._listen_to_errors())
+        self._waiting = asyncio.create_task(process.wait())
 
     @property
     def alive(self) -> bool:
@@ -94,6 +97,7 @@ class ProcessSession:
     async def run(self, code: str, tell: Tell) -> Result:
         """Run a cell. Raises SessionLost; see `base.Session`."""
         self._running = True
+        watching = asyncio.create_task(self._close_when_over())
         try:
             wall = self.limits.wall_seconds
             async with asyncio.timeout(wall + GRACE_SECONDS) as deadline:
@@ -109,6 +113,7 @@ class ProcessSession:
             await self.stop()
             raise
         finally:
+            watching.cancel()
             self._running = False
         return self._result(answer)
 
@@ -211,16 +216,24 @@ class ProcessSession:
     async def _end(self, gone: Callable[[], None]) -> None:
         assert self.process.stdin is not None  # noqa: S101  # it was started with one
         self.process.stdin.close()
-        try:
-            # The agent sees the end of its input and takes everything with it.
-            async with asyncio.timeout(self.stop_seconds):
-                await self.process.wait()
-        except TimeoutError:
+        # The agent sees the end of its input and takes everything with it; then the last writer to the pipes is gone.
+        ended, _ = await asyncio.wait({self._listening, self._waiting}, timeout=self.stop_seconds)
+        if len(ended) < 2:  # noqa: PLR2004  # both
+            await asyncio.to_thread(end_tree, self.process.pid)
             with contextlib.suppress(ProcessLookupError):
                 self.process.kill()
-            await self.process.wait()
-        await self._listening
+            await asyncio.wait({self._listening, self._waiting})
         gone()
+
+    async def _close_when_over(self) -> None:
+        """When the process that was started is killed during a call, see to it that what it started hears so, too.
+
+        The agent still holds the pipes then, so their end does not tell; nor does `wait`, which waits for it.
+        """
+        assert self.process.stdin is not None  # noqa: S101  # it was started with one
+        while self.process.returncode is None:  # noqa: ASYNC110  # asyncio tells of it only when the pipes are closed
+            await asyncio.sleep(LOOK_SECONDS)
+        self.process.stdin.close()
 
     # ---- frames
 

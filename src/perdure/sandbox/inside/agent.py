@@ -286,7 +286,7 @@ def main(config: dict[str, Any]) -> None:
         walls.scope_signals()
     walls.prctl(walls.PR_SET_DUMPABLE, 0)
     walls.prctl(walls.PR_SET_CHILD_SUBREAPER, 1)
-    if config["die_with_parent"]:  # after the change of uid, which would clear it
+    if config["die_with_parent"]:  # after the change of uid, which would clear it; root's bubblewrap may not signal us
         walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     agent = Agent(config)
