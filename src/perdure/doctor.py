@@ -7,13 +7,15 @@ import platform
 import sqlite3
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
 
 import msgspec
 
 from perdure.app import DATABASE_FILE, build_models, choose_port, make_data_folder, open_database
+from perdure.blobs import FOLDER, new_blob_name, open_blobs
 from perdure.errors import OperatorError, RunFailure, Unavailable
+from perdure.ids import RandomIds
 from perdure.models.names import ModelRegistry
 from perdure.sandbox.choose import AUTO, survey
 from perdure.settings import Settings
@@ -36,6 +38,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield asyncio.run(_store(settings))
     if settings.database_url is None and (settings.data / DATABASE_FILE).exists():
         yield _database(settings.data / DATABASE_FILE)
+    yield asyncio.run(_files(settings))
     yield from asyncio.run(_models(settings))
     yield from _sandboxes(settings)
 
@@ -86,6 +89,30 @@ def _database(path: Path) -> Finding:
         detail = f"{path} is damaged: {damage}. Bring back a backup with `perdure restore FILE --force`"
         return Finding("database", ok=False, detail=detail)
     return Finding("database", ok=True, detail=f"{path} is whole")
+
+
+async def _files(settings: Settings) -> Finding:
+    """Write, read and delete a blob where files would be kept."""
+    try:
+        blobs = open_blobs(settings)
+    except OperatorError as error:
+        return Finding("files", ok=False, detail=str(error))
+    name = new_blob_name(RandomIds())
+    try:
+        await blobs.write(name, _probe())
+        read = b"".join([piece async for piece in blobs.read(name)])
+        await blobs.delete(name)
+    except Unavailable as error:
+        where = "PERDURE_BLOBS_URL and its keys" if settings.blobs_url else f"{settings.data / FOLDER}"
+        return Finding("files", ok=False, detail=f"{error.message} Check {where}")
+    finally:
+        await blobs.close()
+    kept = settings.blobs_url.partition("?")[0] if settings.blobs_url else settings.data / FOLDER
+    return Finding("files", ok=read == b"probe", detail=f"kept in {kept}")
+
+
+async def _probe() -> AsyncGenerator[bytes]:
+    yield b"probe"
 
 
 async def _models(settings: Settings) -> list[Finding]:

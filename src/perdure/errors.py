@@ -7,7 +7,7 @@
      |    |-- NotFound          404  no such object in the key's project
      |    |-- MethodNotAllowed  405  the path exists, the method does not
      |    |-- RequestTimeout    408  the body did not arrive in time
-     |    |-- BodyTooLarge      413  over PERDURE_BODY_LIMIT_BYTES
+     |    |-- BodyTooLarge      413  over PERDURE_BODY_LIMIT_BYTES, or a limit of files
      |    `-- Unavailable       503  we are at fault and a retry may help (disk full, database away)
      |-- RunFailure             a run ends `failed` with `last_error`; raised by models and tools
      `-- OperatorError          the operator sees one line on stderr that says what to do

@@ -7,6 +7,7 @@ Rule: nothing else in Perdure calls `time`, `secrets` or `random` for records; t
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import secrets
 import string
 import time
@@ -91,6 +92,21 @@ class RandomIds:
             random = self._random = secrets.token_bytes(ID_BYTES * 128)
             begin, self._used = 0, ID_BYTES
         return random[begin : begin + ID_BYTES]
+
+
+def new_file_id(ids: Ids) -> str:
+    """Return `file-` and 22 characters of [A-Za-z0-9], 131 bits wide: the recorded shape."""
+    return f"file-{ids.new('file')[-22:]}"
+
+
+def new_hex(ids: Ids) -> str:
+    """Return 32 hexadecimal digits, made out of a fresh identifier."""
+    return hashlib.blake2b(ids.new("hex").encode(), digest_size=16).hexdigest()
+
+
+def new_hex_id(ids: Ids, prefix: str) -> str:
+    """Return `prefix_` and 32 hexadecimal digits: the recorded shape of uploads, their parts and vector stores."""
+    return f"{prefix}_{new_hex(ids)}"
 
 
 def searchable(text: str) -> str:

@@ -61,6 +61,12 @@ class Settings(BaseSettings):
     database_url: str | None = Field(
         None, description="`postgresql://...` to keep everything in Postgres. Unset: SQLite in the data folder."
     )
+    blobs_url: str | None = Field(
+        None,
+        description="Bucket for the bytes of files: `s3://bucket/prefix?region=...&endpoint=...`, `gs://bucket/prefix` "
+        "or `az://container/prefix?account_name=...`; keys come from the provider's own variables. Unset: `files/` in "
+        "the data folder.",
+    )
     upstream_url: str | None = Field(
         None, description="Base URL of an OpenAI-compatible server, ending in `/v1`: the upstream named `default`."
     )
@@ -139,6 +145,26 @@ class Settings(BaseSettings):
     keepalive_seconds: float = Field(15.0, gt=0, description="Silence on a stream before a comment is sent.")
     body_limit_bytes: int = Field(32 * 1024 * 1024, ge=1024, description="Largest JSON body; above it: 413.")
     body_timeout_seconds: float = Field(60.0, gt=0, description="Longest wait for the next piece of a body; then 408.")
+    file_limit_bytes: int = Field(
+        2 * 1024 * 1024 * 1024,
+        ge=1024,
+        description="Largest file in one piece; above it: 413. The hosted API took 512 MB.",
+    )
+    upload_limit_bytes: int = Field(
+        8 * 1024 * 1024 * 1024,
+        ge=1024,
+        description="Largest file sent in parts (`/uploads`). The hosted API took 8 GB.",
+    )
+    refuse_downloads: bool = Field(
+        False,
+        description="Refuse to give out the content of files of the purposes `assistants` and `user_data`, as the "
+        "hosted API did.",
+    )
+    orphan_seconds: int = Field(
+        3600,
+        ge=0,
+        description="Age at which bytes that belong to no file are deleted (a crash leaves such). 0 never deletes any.",
+    )
     cors_origins: str = Field(
         "",
         description="Origins whose browser pages may call the server, with commas between, or `*`. Empty: none.",
@@ -187,6 +213,16 @@ class Settings(BaseSettings):
     def _database_is_known(cls, value: str | None) -> str | None:
         if value is not None and urlsplit(value).scheme not in {"postgresql", "postgres"}:
             raise ValueError(f"'{value}' is not a postgresql:// URL; leave it unset for SQLite in the data folder")
+        return value
+
+    @field_validator("blobs_url")
+    @classmethod
+    def _blobs_are_in_a_bucket(cls, value: str | None) -> str | None:
+        parts = urlsplit(value or "")
+        if value is not None and (parts.scheme not in {"s3", "gs", "az"} or not parts.netloc):
+            raise ValueError(
+                f"'{value}' should look like s3://bucket/prefix, gs://bucket/prefix or az://container/prefix"
+            )
         return value
 
     @field_validator("context_tokens", mode="before")
