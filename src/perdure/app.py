@@ -28,7 +28,9 @@ from perdure.api.call import ApiSettings, Context
 from perdure.api.door import Front
 from perdure.api.passthrough import Passthrough
 from perdure.api.routes import routes
+from perdure.blobs import open_blobs
 from perdure.engine.dispatch import LocalDispatch
+from perdure.engine.housekeeping import Housekeeping
 from perdure.engine.live import Feeds
 from perdure.engine.worker import Worker, WorkerSettings
 from perdure.errors import OperatorError, Unavailable
@@ -176,6 +178,8 @@ async def _open_parts(settings: Settings, watch: EdgeWatch | None, stack: AsyncE
     database = await open_database(settings, watch)
     stack.push_async_callback(database.close)
     await _refuse_open_door(settings, database)
+    blobs = open_blobs(settings)
+    stack.push_async_callback(blobs.close)
     models = build_models(settings)
     stack.push_async_callback(models.close)
     await _warm_up(models)
@@ -185,6 +189,7 @@ async def _open_parts(settings: Settings, watch: EdgeWatch | None, stack: AsyncE
     dispatch.listen(worker)
     context = Context(
         database=database,
+        blobs=blobs,
         feeds=feeds,
         dispatch=dispatch,
         models=models,
@@ -197,6 +202,9 @@ async def _open_parts(settings: Settings, watch: EdgeWatch | None, stack: AsyncE
     beyond = await stack.enter_async_context(_beyond(context, settings))
     app = _with_cors(Front(routes(context, beyond)), settings)
     await worker.start()
+    housekeeping = Housekeeping(database, blobs, clock, orphan_seconds=settings.orphan_seconds)
+    stack.push_async_callback(housekeeping.stop)
+    housekeeping.start()
     return app, Running(worker, models, open_without_key=open_now)
 
 
@@ -253,6 +261,9 @@ def _api_settings(settings: Settings) -> ApiSettings:
         body_limit_bytes=settings.body_limit_bytes,
         body_timeout_seconds=settings.body_timeout_seconds,
         require_beta_header=settings.require_beta_header,
+        file_limit_bytes=settings.file_limit_bytes,
+        upload_limit_bytes=settings.upload_limit_bytes,
+        refuse_downloads=settings.refuse_downloads,
     )
 
 

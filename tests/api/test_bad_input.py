@@ -51,7 +51,8 @@ def error_of(answer: httpx2.Response, status: int = 400) -> dict[str, Any]:
     assert answer.headers["content-type"] == "application/json"
     assert re.fullmatch("req_[0-9a-f]{32}", answer.headers["x-request-id"])
     body = answer.json()
-    assert set(body) == {"error"}
+    files = re.match("/v1/(files|uploads)", answer.request.url.path) is not None
+    assert set(body) == ({"error", "detail"} if files else {"error"})
     error: dict[str, Any] = body["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert error["type"] == "invalid_request_error"
@@ -404,7 +405,14 @@ def ids(plain: httpx2.Client) -> dict[str, str]:
     thread = plain.post("/threads", json={"messages": [{"role": "user", "content": "x"}]}).json()["id"]
     message = plain.get(f"/threads/{thread}/messages").json()["data"][0]["id"]
     run = plain.post(f"/threads/{thread}/runs", json={"assistant_id": assistant}).json()["id"]
-    return {"assistant_id": assistant, "thread_id": thread, "message_id": message, "run_id": run}
+    upload = plain.post("/uploads", json={"filename": "a", "purpose": "batch", "bytes": 1, "mime_type": "x"}).json()
+    return {
+        "assistant_id": assistant,
+        "thread_id": thread,
+        "message_id": message,
+        "run_id": run,
+        "upload_id": upload["id"],
+    }
 
 
 @settings(derandomize=True, max_examples=700, deadline=None, database=None)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx2
@@ -247,6 +247,48 @@ def follow_runs(client: Client) -> None:
         client.get(path, cast_to=httpx2.Response, options={"headers": {"Last-Event-ID": "1"}})
 
 
+def create_files(client: Client) -> None:
+    client.files.create(file=b"some text", purpose="assistants")
+    expires: Any = {"anchor": "created_at", "seconds": 3600}
+    client.files.create(file=("a.csv", b"a,b"), purpose="user_data", expires_after=expires)
+    with pytest.raises(openai.BadRequestError):
+        client.files.create(file=b"x", purpose=cast("Any", "world_domination"))
+
+
+def list_files(client: Client) -> None:
+    made = [client.files.create(file=b"x", purpose="batch") for _ in range(3)]
+    assert list(client.files.list(purpose="batch", limit=1))[:3] == made[::-1]
+    assert client.files.list(purpose="fine-tune", order="asc").data == []
+
+
+def download_file(client: Client) -> None:
+    file_id = client.files.create(file=("data", b"some bytes"), purpose="assistants").id
+    assert client.files.content(file_id).read() == b"some bytes"
+    part = client.files.content(file_id, extra_headers={"range": "bytes=5-"})
+    assert (part.response.status_code, part.read()) == (206, b"bytes")
+    with pytest.raises(openai.APIStatusError, match="not within"):
+        client.files.content(file_id, extra_headers={"range": "bytes=10-"})
+
+
+def with_file(act: Callable[[Client, str], object]) -> Callable[[Client], object]:
+    return lambda client: act(client, client.files.create(file=b"x", purpose="vision").id)
+
+
+def upload_in_parts(client: Client) -> None:
+    for number in (1, 2):
+        upload = client.uploads.create(filename="a.txt", purpose="assistants", bytes=6 * number, mime_type="text/plain")
+        parts = [client.uploads.parts.create(upload.id, data=b"sixbyt") for _ in range(number)]
+        done = client.uploads.complete(upload.id, part_ids=[part.id for part in parts])
+        assert done.file is not None
+    with pytest.raises(openai.BadRequestError):
+        client.uploads.complete(upload.id, part_ids=[])
+
+
+def cancel_upload(client: Client) -> None:
+    upload = client.uploads.create(filename="a.txt", purpose="batch", bytes=6, mime_type="text/plain")
+    assert client.uploads.cancel(upload.id).status == "cancelled"
+
+
 def with_assistant(act: Callable[[Client, str], object]) -> Callable[[Client], object]:
     return lambda client: act(client, client.beta.assistants.create(model="gpt-4o", **FULL).id)
 
@@ -288,6 +330,15 @@ WALK: dict[str, Callable[[Client], object]] = {
     "listModels": lambda client: client.models.list(),
     "retrieveModel": lambda client: client.models.retrieve("scripted"),
     "deleteModel": delete_model,
+    "createFile": create_files,
+    "listFiles": list_files,
+    "retrieveFile": with_file(lambda client, one: client.files.retrieve(one)),
+    "deleteFile": with_file(lambda client, one: client.files.delete(one)),
+    "downloadFile": download_file,
+    "createUpload": upload_in_parts,
+    "addUploadPart": upload_in_parts,
+    "completeUpload": upload_in_parts,
+    "cancelUpload": cancel_upload,
     "listThreads": list_threads,
     "forkThread": fork_threads,
     "retryRun": retry_runs,
@@ -326,6 +377,8 @@ def test_refusals_are_as_described(operation: Operation, url: str, described: De
         "message_id": "msg_0",
         "run_id": "run_0",
         "step_id": "step_0",
+        "file_id": "file-0",
+        "upload_id": "upload_0",
     }
     good = operation.path.replace(":path", "").format(**ids, model="none")
     wrong = operation.path.replace(":path", "").format(**dict.fromkeys(ids, "x"), model="none")
@@ -349,7 +402,14 @@ def test_refusals_are_as_described(operation: Operation, url: str, described: De
 
 EMPTY = "an empty page has no ids: the hosted server sent null [recorded], and clients read it so"
 SMALL = "caps under the specification's 256 are taken, as recordings show of the hosted server"
+RAW = "the specification calls the bytes of a file a JSON string; the hosted server sent the bytes"
+NULLS = "the hosted server sent null where a file has none [recorded], and clients read it so"
 DIFFERENCES = {
+    ("expires_at", 'null is not of type "integer"'): NULLS,
+    ("status_details", 'null is not of type "string"'): NULLS,
+    ("", "application/octet-stream is not described"): RAW,
+    ("", "the status 206 is not described"): "a part of a file, for who asks for a range",
+    ("", "the status 416 is not described"): "a range that the file does not have",
     ("first_id", 'null is not of type "string"'): EMPTY,
     ("last_id", 'null is not of type "string"'): EMPTY,
     ("max_completion_tokens", "1 is not valid under any of the schemas listed in the 'anyOf' keyword"): SMALL,
@@ -399,7 +459,7 @@ def test_every_answer_is_as_openai_described_it(
     faults: set[Fault] = set()
     for one in walked(operation, client, seen, hosted):
         faults |= set(hosted.faults(one))
-    assert {fault for fault in faults if (fault.instance, fault.message) not in DIFFERENCES} == set()
+    assert {fault for fault in faults if (fault.instance.rpartition("/")[2], fault.message) not in DIFFERENCES} == set()
 
 
 def test_streams_keep_their_frames(client: Client, seen: list[Seen]) -> None:

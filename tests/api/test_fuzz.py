@@ -44,6 +44,8 @@ def objects(client: Client) -> dict[str, str]:
         "thread_id": thread.id,
         "run_id": run.id,
         "message_id": client.beta.threads.messages.list(thread.id).data[-1].id,
+        "file_id": client.files.create(file=b"some text", purpose="assistants").id,
+        "upload_id": client.uploads.create(filename="a", purpose="batch", bytes=8, mime_type="text/plain").id,
         "step_id": client.beta.threads.runs.steps.list(run.id, thread_id=thread.id).data[0].id,
     }
 

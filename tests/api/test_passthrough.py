@@ -352,8 +352,8 @@ def test_an_upstream_that_is_not_there(data: Path) -> None:
         "//assistants",
         "/Threads/x",
         "/%61ssistants/a/b",
-        "/files",
-        "/uploads/x/parts",
+        "/files/x/other",
+        "/uploads/x/other",
         "/vector_stores",
         "/x/../assistants",
         "/x/%2e%2e/secret",
@@ -368,7 +368,7 @@ def test_perdures_own_parts_and_climbing_paths(url: str, echo: Echo, path: str) 
     connection = http.client.HTTPConnection(address.hostname or "", address.port)
     connection.request("POST", f"/v1{path}", b"{}", {"authorization": f"Bearer {OURS}"})
     answer = connection.getresponse()
-    assert (answer.status, set(json.loads(answer.read()))) == (404, {"error"})
+    assert (answer.status, set(json.loads(answer.read())) - {"detail"}) == (404, {"error"})
     connection.close()
     assert echo.seen == []
 

@@ -9,7 +9,7 @@ import { createRequire } from "node:module";
 import path from "node:path";
 
 const [folder, ...operations] = process.argv.slice(2);
-const { OpenAI, BadRequestError } = createRequire(path.join(folder, "package.json"))("openai");
+const { OpenAI, BadRequestError, toFile } = createRequire(path.join(folder, "package.json"))("openai");
 
 let answers = [];
 
@@ -24,6 +24,7 @@ async function recording(address, options) {
 const client = new OpenAI({ maxRetries: 0, fetch: recording });
 const { assistants, threads } = client.beta;
 const { messages, runs } = threads;
+const { files, uploads } = client;
 const weather = { type: "function", function: { name: "get_weather", parameters: { type: "object", properties: {} } } };
 const metadata = { k: "v" };
 
@@ -40,6 +41,12 @@ async function newMessage() {
   const thread = await newThread();
   return [(await messages.list(thread.id)).data[0].id, { thread_id: thread.id }];
 }
+
+const newFile = async (more = {}) =>
+  files.create({ file: await toFile(Buffer.from("some text"), "a.txt"), purpose: "assistants", ...more });
+const newUpload = (bytes) =>
+  uploads.create({ filename: "a.txt", purpose: "assistants", mime_type: "text/plain", bytes });
+const newPart = async (id, text) => uploads.parts.create(id, { data: await toFile(Buffer.from(text)) });
 
 async function collect(pages) {
   const all = [];
@@ -128,6 +135,34 @@ const walk = {
     const refusal = await client.models.delete("scripted").catch((error) => error);
     must(refusal instanceof BadRequestError, "a model can not be deleted");
   },
+  createFile: async () => {
+    const file = await newFile({ expires_after: { anchor: "created_at", seconds: 3600 } });
+    must(file.bytes === 9 && file.filename === "a.txt" && file.expires_at === file.created_at + 3600, "what was sent");
+  },
+  listFiles: async () => {
+    const made = [await newFile(), await newFile(), await newFile()];
+    const listed = await collect(files.list({ limit: 2, order: "asc", purpose: "assistants" }));
+    must(made.every(({ id }) => listed.some((one) => one.id === id)), "all in pages of two");
+  },
+  retrieveFile: async () => {
+    const { id } = await newFile();
+    must((await files.retrieve(id)).status === "processed", "processed");
+    must((await files.waitForProcessing(id)).id === id, "there is nothing to wait for");
+  },
+  deleteFile: async () => must((await files.delete((await newFile()).id)).deleted, "deleted"),
+  downloadFile: async () => must((await (await files.content((await newFile()).id)).text()) === "some text", "its bytes"),
+  createUpload: async () => must((await newUpload(6)).status === "pending", "pending"),
+  addUploadPart: async () => {
+    const { id } = await newUpload(6);
+    must((await uploads.parts.create(id, { data: await toFile(Buffer.from("sixbyt")) })).upload_id === id, "its part");
+  },
+  completeUpload: async () => {
+    const { id } = await newUpload(6);
+    const [second, first] = [await newPart(id, "two"), await newPart(id, "one")];
+    const { file } = await uploads.complete(id, { part_ids: [first.id, second.id] });
+    must((await (await files.content(file.id)).text()) === "onetwo", "the parts in the order of the call");
+  },
+  cancelUpload: async () => must((await uploads.cancel((await newUpload(6)).id)).status === "cancelled", "cancelled"),
   // Extensions: no method of the client knows them, its `get` and `post` take any path.
   listThreads: async () => {
     const thread = await threads.create({ metadata: { walk: "listThreads" } });

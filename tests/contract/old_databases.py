@@ -22,6 +22,7 @@ from perdure.store import postgres, sqlite
 from perdure.store.assistants import get_assistant, list_assistants
 from perdure.store.db import Database, Dialect
 from perdure.store.event_log import list_events
+from perdure.store.files import find_orphans, get_file, list_files
 from perdure.store.keys import find_door, hash_key, list_keys
 from perdure.store.messages import list_messages
 from perdure.store.migrations import split_statements
@@ -41,12 +42,18 @@ RELEASED = Path(__file__).parent / "released"
 KEYS = {
     1: "sk-perdure-dfWUp-neCk4vLIvV5ptB8dWiq55Q7lFoCc2aR3duZjo",
     2: "sk-perdure-oPMy7z5cEjYlJtJHXbq2ZKd7xb4wq0vFpccd4WsYcg0",
+    3: "sk-perdure-oPMy7z5cEjYlJtJHXbq2ZKd7xb4wq0vFpccd4WsYcg0",
 }
 """A key of each old database's default project; it opens nothing else."""
 
 DEFAULT = "proj_default"
+FILES_SINCE, FILES_TIME = 3, 1795632900
+PART_BLOB = "3c80821683e0a7daaf054da96ba4b553"
 ALL = PageQuery(limit=100, order="asc")
 TABLES = ("projects", "api_keys", "assistants", "threads", "messages", "runs", "steps", "run_events", "tombstones")
+"""What every version has."""
+NEW_TABLES = ("thread_metadata", "files", "file_uses", "uploads", "upload_parts")
+"""What came later."""
 
 
 class Old(NamedTuple):
@@ -141,6 +148,8 @@ async def check_all(database: Database, old: Old) -> None:
     await check_threads(database, old.tables)
     await check_keys(database, old)
     await check_order(database, old.tables)
+    if old.version >= FILES_SINCE:
+        await check_files(database)
 
 
 async def check_project(database: Database, tables: Tables) -> None:
@@ -186,6 +195,15 @@ async def check_keys(database: Database, old: Old) -> None:
     keys = await database.read(list_keys)
     assert {key.id: key.revoked_at for key in keys} == {row["id"]: row["revoked_at"] for row in old.tables["api_keys"]}
     assert any(key.revoked_at is not None for key in keys)
+
+
+async def check_files(database: Database) -> None:
+    """Files are listed and found, and neither their blobs nor a part of an upload are orphans."""
+    listed = bodies(await database.scan(list_files, DEFAULT, ALL, None, FILES_TIME))
+    assert [one["filename"] for one in listed] == ["a.txt", "표 1.csv", "b.txt"]
+    files = [await database.read(get_file, one["id"], DEFAULT, FILES_TIME) for one in listed]
+    blobs = [file.blob for file in files]
+    assert await database.read(find_orphans, [*blobs, PART_BLOB, "0" * 32]) == ["0" * 32]
 
 
 async def check_order(database: Database, tables: Tables) -> None:

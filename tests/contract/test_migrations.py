@@ -19,7 +19,16 @@ import pytest
 
 from perdure.errors import OperatorError
 from perdure.store.migrations import STEPS, migrations, read_version
-from tests.contract.old_databases import KEYS, RELEASED, TABLES, Old, check_all, make_postgres, make_sqlite
+from tests.contract.old_databases import (
+    KEYS,
+    NEW_TABLES,
+    RELEASED,
+    TABLES,
+    Old,
+    check_all,
+    make_postgres,
+    make_sqlite,
+)
 from tests.server import server_process
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
@@ -27,6 +36,7 @@ Run = Callable[[Coroutine[Any, Any, Any]], Any]
 FINGERPRINTS = {
     "0001_start.sql": "570c56bbfb95add903b945305fba388c975901f0a64ed34fe62fe6e8bc1ccddf",
     "0002_waiting.sql": "e316b70d8803133ae3d34a78c04afd7d60edffa4deab0d8d91e445c478491542",
+    "0003_files.sql": "68a5ab7907d066775864b671821ad8ecf95ba8b35a7d3edff9aa511420c96408",
     "fill_0002.py": "ebd70fcc7c0d8b877d59445c654cb6fe5220e050145644c0276b8b27eb1ed055",
 }
 
@@ -84,7 +94,7 @@ def test_a_migrated_database_has_the_shape_of_a_new_one(version: int, make_old: 
 
 
 def tables_there(shape: list[str]) -> list[str]:
-    known = (*TABLES, "thread_metadata")
+    known = (*TABLES, *NEW_TABLES)
     return [name for name in known if any(name in line for line in shape)]
 
 
@@ -93,7 +103,10 @@ async def opened_and_closed(old: Old) -> None:
     await database.close()
 
 
-BREAKS = {1: ("CREATE TABLE thread_metadata (other BIGINT)", "DROP TABLE thread_metadata")}
+BREAKS = {
+    1: ("CREATE TABLE thread_metadata (other BIGINT)", "DROP TABLE thread_metadata"),
+    2: ("CREATE TABLE upload_parts (other BIGINT)", "DROP TABLE upload_parts"),
+}
 """For each earlier version: what is in the way of the next migration after its first statements, and its end."""
 
 

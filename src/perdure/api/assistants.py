@@ -24,7 +24,7 @@ from perdure.wire.kinds import Deleted
 
 async def create_assistant(call: Call[CreateAssistant]) -> Response:
     """POST /assistants."""
-    refuse_unknown_resources(call.body.tool_resources)
+    await refuse_unknown_resources(call, call.body.tool_resources)
     assistant, extra = new_assistant(call.body, call.new_id("asst"), call.now)
     await call.context.database.run(insert_assistant, assistant, extra, call.project_id)
     return answer(assistant)
@@ -42,7 +42,7 @@ async def get_assistant(call: Call[None]) -> Response:
 
 async def modify_assistant(call: Call[ModifyAssistant]) -> Response:
     """POST /assistants/{assistant_id}."""
-    refuse_unknown_resources(call.body.tool_resources)
+    await refuse_unknown_resources(call, call.body.tool_resources)
     return answer(
         await call.context.database.run(update_assistant, call.ids["assistant_id"], call.project_id, call.body)
     )

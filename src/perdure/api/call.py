@@ -1,9 +1,9 @@
-"""A call: one request after the door, with its project, its checked path ids and its decoded body."""
+"""A call: one request after the door, with its project, its checked path ids and its body, decoded or as a stream."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Generic, Protocol, TypeVar, cast, get_args
 
 import msgspec
@@ -12,6 +12,7 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from perdure.api.auth import Keys
+from perdure.blobs import Blobs
 from perdure.engine.dispatch import Dispatch
 from perdure.engine.live import Feeds
 from perdure.errors import InvalidRequest
@@ -39,12 +40,16 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     body_limit_bytes: int
     body_timeout_seconds: float
     require_beta_header: bool
+    file_limit_bytes: int
+    upload_limit_bytes: int
+    refuse_downloads: bool
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
     """The parts that handlers work with."""
 
     database: Database
+    blobs: Blobs
     feeds: Feeds
     dispatch: Dispatch
     models: ModelRegistry
@@ -54,8 +59,14 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     keys: Keys
 
 
+class BodyStream(msgspec.Struct, frozen=True):
+    """A body that its handler reads itself, piece by piece; the client sends no faster than it is read."""
+
+    pieces: AsyncIterator[bytes]
+
+
 class Call(Generic[B]):
-    """One request. `ids` are its path parameters, prefixes checked; `body` is decoded and validated."""
+    """One request. `ids` are its path parameters, prefixes checked; `body` is decoded and validated, or a stream."""
 
     __slots__ = ("body", "context", "headers", "ids", "project_id", "query")
 
@@ -139,22 +150,27 @@ def stand_behind(call: Call[Any], place: Place | None) -> dict[str, str]:
     return {"x-perdure-behind": place.behind}
 
 
-def page_query(query: QueryParams) -> PageQuery:
-    """Return the page that a list call asks for; empty values count as absent. Raises InvalidRequest."""
+def page_query(
+    query: QueryParams, *, most: int = MOST_PER_PAGE, default: int = PageQuery().limit, before: bool = True
+) -> PageQuery:
+    """Return the page that a list call asks for; empty values count as absent. Raises InvalidRequest.
+
+    Limits and the cursor `before` are those of all lists but that of files.
+    """
     order = query.get("order") or "desc"
     if order not in {"asc", "desc"}:
         raise unsupported_value("order", order, ["asc", "desc"])
     return PageQuery(
-        limit=_limit(query.get("limit")),
+        limit=_limit(query.get("limit"), most, default),
         order="asc" if order == "asc" else "desc",
         after=searchable(query.get("after", "")) or None,
-        before=searchable(query.get("before", "")) or None,
+        before=(searchable(query.get("before", "")) or None) if before else None,
     )
 
 
-def _limit(given: str | None) -> int:
+def _limit(given: str | None, most: int, default: int) -> int:
     if not given:
-        return PageQuery().limit
+        return default
     if re.fullmatch("-?[0-9]{1,18}", given) is None:
         raise InvalidRequest(
             "Invalid type for 'limit': expected an integer, but got a string instead.",
@@ -164,6 +180,6 @@ def _limit(given: str | None) -> int:
     limit = int(given)
     if limit < 1:
         raise number_out_of_range("limit", limit, "integer", "minimum", 1)
-    if limit > MOST_PER_PAGE:
-        raise number_out_of_range("limit", limit, "integer", "maximum", MOST_PER_PAGE)
+    if limit > most:
+        raise number_out_of_range("limit", limit, "integer", "maximum", most)
     return limit

@@ -1,7 +1,7 @@
 """The door: what happens to every request before and after its handler.
 
 Outside, `Front` gives each answer its headers and turns failures into answers. Inside, `Endpoint` checks the key, the
-beta header and the path's ids, reads the body within its limits and decodes it.
+beta header and the path's ids, reads the body within its limits and decodes it, or hands it on as a stream.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any
 
 import msgspec
@@ -17,7 +17,7 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from perdure.api.call import Call, Context, Handler, answer
+from perdure.api.call import BodyStream, Call, Context, Handler, answer
 from perdure.api.failures import ServerFault, failure_response
 from perdure.api.v1_beta import betas_of, from_v1, no_beta_header, to_v1
 from perdure.errors import ApiError, BodyTooLarge, InvalidRequest, MethodNotAllowed, NotFound, RequestTimeout
@@ -29,7 +29,7 @@ log = logging.getLogger("perdure.api")
 API_VERSION = b"2020-10-01"
 V1, V2 = "assistants=v1", "assistants=v2"
 BETA_PATHS = ("/assistants", "/threads")
-LATER_PATHS = ("/files", "/uploads", "/vector_stores")
+LATER_PATHS = ("/vector_stores",)
 
 
 _TOO_LATE = "too late"
@@ -78,13 +78,13 @@ class Front:
             log.exception("%s: %s %s", request_id, scope["method"], scope["path"])
             if begun:
                 raise
-            await failure_response(ServerFault(request_id))(scope, receive, send_with_headers)
+            await failure_response(ServerFault(request_id), scope["path"])(scope, receive, send_with_headers)
 
 
 async def _answer_failure(failure: ApiError, scope: Scope, receive: Receive, send: Send, *, begun: bool) -> None:
     if begun:  # an answer under way can not be taken back; streams send their own error event
         raise failure
-    await failure_response(failure)(scope, receive, send)
+    await failure_response(failure, scope["path"])(scope, receive, send)
 
 
 async def unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,17 +96,22 @@ async def unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
     raise NotFound(f"Invalid URL ({scope['method']} {path})")
 
 
-class Endpoint:
-    """One path: its methods with their handlers and the bodies that they take."""
+class Way(msgspec.Struct, frozen=True):
+    """What a method of a path does: who answers, and the body that is decoded for it, or handed on as it streams."""
 
-    def __init__(
-        self, context: Context, methods: dict[str, tuple[Handler, type | None]], *, health: bool = False
-    ) -> None:
+    handler: Handler
+    body: type | None = None
+    streamed: bool = False
+
+
+class Endpoint:
+    """One path, and the ways of its methods."""
+
+    def __init__(self, context: Context, methods: dict[str, Way], *, health: bool = False) -> None:
         self._context = context
         self._health = health
-        self._methods: dict[str, tuple[Handler, msgspec.json.Decoder[Any] | None]] = {
-            method: (handler, msgspec.json.Decoder(body) if body else None)
-            for method, (handler, body) in methods.items()
+        self._methods: dict[str, tuple[Way, msgspec.json.Decoder[Any] | None]] = {
+            method: (way, msgspec.json.Decoder(way.body) if way.body else None) for method, way in methods.items()
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -117,7 +122,7 @@ class Endpoint:
         found = self._methods.get("GET" if scope["method"] == "HEAD" else scope["method"])
         if found is None:
             raise MethodNotAllowed(scope["method"], scope["path"], self._methods)
-        handler, decoder = found
+        way, decoder = found
         headers = headers_of(scope)
         context = self._context
         project_id = await context.keys.project_of(headers)
@@ -126,11 +131,14 @@ class Endpoint:
             name: searchable(check_id(name, value)) if name in PREFIXES else value
             for name, value in scope["path_params"].items()
         }
-        body = await read_body(receive, headers, context) if scope["method"] == "POST" else b""
-        decoded = decode_body(decoder, from_v1(body) if old else body) if decoder else None
+        if way.streamed:
+            decoded: Any = BodyStream(_pieces(receive, context.settings.body_timeout_seconds))
+        else:
+            body = await read_body(receive, headers, context) if scope["method"] == "POST" else b""
+            decoded = decode_body(decoder, from_v1(body) if old else body) if decoder else None
         call = Call(context, project_id, ids, headers, _query(scope), decoded)
         try:
-            response = _as_v1(await handler(call), old=old)
+            response = _as_v1(await way.handler(call), old=old)
         except RecursionError:
             raise InvalidRequest("The JSON body of your request is nested too deeply.") from None
         await response(scope, receive, send)
@@ -189,6 +197,15 @@ async def read_body(receive: Receive, headers: Mapping[str, str], context: Conte
     if len(body) > limit:
         raise _too_large(limit)
     return body
+
+
+async def _pieces(receive: Receive, seconds: float) -> AsyncGenerator[bytes]:
+    """Give a body as it arrives, asked for and not faster. Raises RequestTimeout and ClientGone."""
+    more = True
+    while more:
+        message = await next_piece(receive, seconds)
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
 
 
 async def next_piece(receive: Receive, seconds: float) -> Message:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import msgspec
@@ -9,19 +10,29 @@ from starlette.responses import Response
 
 from perdure.errors import ApiError, MethodNotAllowed
 
+_WITH_TWIN = re.compile(r"(/v1|/openai/v1|/openai)/(files|uploads)(/|$)")
+
 
 def error_body(failure: ApiError) -> dict[str, Any]:
     """Return the `error` object; all four keys are always there."""
     return {"message": failure.message, "type": failure.type, "param": failure.param, "code": failure.code}
 
 
-def failure_response(failure: ApiError) -> Response:
-    """Return the answer to a refused call."""
+def failure_response(failure: ApiError, path: str = "") -> Response:
+    """Return the answer to a refused call. On files and uploads it has a twin, `detail` [recorded]."""
     headers = {"retry-after": "1"} if failure.status == 503 else {}  # noqa: PLR2004
     if isinstance(failure, MethodNotAllowed):
         headers["allow"] = ", ".join(failure.allowed)
-    body = msgspec.json.encode({"error": error_body(failure)})
-    return Response(body, failure.status, headers, media_type="application/json")
+    body: dict[str, Any] = {"error": error_body(failure)}
+    if _WITH_TWIN.match(path):
+        body["detail"] = {"message": failure.message, "code": failure.code}
+    return Response(msgspec.json.encode(body), failure.status, headers, media_type="application/json")
+
+
+class RangeNotSatisfiable(ApiError):
+    """416: the range lies beyond the file's end."""
+
+    status = 416
 
 
 class ServerFault(ApiError):

@@ -21,7 +21,7 @@ from perdure.wire.page import Page, PageQuery
 
 async def create_message(call: Call[AddMessage]) -> Response:
     """POST /threads/{thread_id}/messages."""
-    refuse_unknown_files([call.body])
+    await refuse_unknown_files(call, [call.body])
     message = new_message(call.body, call.ids["thread_id"], call.new_id("msg"), call.now)
     busy = when_busy(call, call.body.x_when_busy)
     place = await call.context.database.run(add_message, message, call.project_id, busy, call.now)

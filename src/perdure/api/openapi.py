@@ -12,12 +12,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Literal, cast, get_args
 
 import msgspec
-from msgspec import UnsetType
+from msgspec import UNSET, UnsetType
 from starlette.types import Receive, Scope, Send
 
 from perdure import __version__
 from perdure.api.call import BUSY_HEADER, MOST_PER_PAGE, Handler, answer
-from perdure.api.failures import ServerFault
+from perdure.api.failures import RangeNotSatisfiable, ServerFault
 from perdure.errors import (
     ApiError,
     BodyTooLarge,
@@ -50,7 +50,9 @@ class Operation(msgspec.Struct, frozen=True):
     """One operation of the API.
 
     `body` is None where no body is read, `gives` is what a 200 carries, or a page of it, and None where there never is
-    one. `lacks` says where it falls short of the hosted operation, `extension` what it is that the hosted API lacked.
+    one. With `file` the body is multipart, and that is the name of its part with the bytes; `gives=bytes` are bytes as
+    they are. `most` is how many objects a page may hold. `lacks` says where it falls short of the hosted operation,
+    `extension` what it is that the hosted API lacked.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -58,9 +60,11 @@ class Operation(msgspec.Struct, frozen=True):
     operation_id: str
     handler: Handler
     body: type | None = None
+    file: str = ""
     gives: type | None = None
     page: bool = False
-    query: tuple[Literal["run_id", "include[]", "metadata", "created_at"], ...] = ()
+    most: int = MOST_PER_PAGE
+    query: tuple[Literal["run_id", "include[]", "metadata", "created_at", "purpose"], ...] = ()
     header: Literal["Last-Event-ID", ""] = ""
     lacks: str = ""
     extension: str = ""
@@ -90,10 +94,18 @@ class ErrorBody(Object, forbid_unknown_fields=True, kw_only=True):
     code: str | None
 
 
+class ErrorTwin(Object, forbid_unknown_fields=True, kw_only=True):
+    """The error once more, as files and uploads have it."""
+
+    message: str
+    code: str | None
+
+
 class ErrorAnswer(Object, forbid_unknown_fields=True, kw_only=True):
-    """The answer to a refused call."""
+    """The answer to a refused call. `detail` is there on files and uploads only."""
 
     error: ErrorBody
+    detail: ErrorTwin | UnsetType = UNSET
 
 
 class ErrorEvent(ErrorBody, kw_only=True):
@@ -170,12 +182,16 @@ def _operation(operation: Operation) -> Json:
     if operation.extension:
         described["description"] = f"The hosted API did not have this: {operation.extension}."
     if operation.body is not None:
-        needed = any(field.required for field in msgspec.structs.fields(operation.body))
+        needed = bool(operation.file) or any(field.required for field in msgspec.structs.fields(operation.body))
         described["requestBody"] = {
             "required": needed,
-            "content": {"application/json": {"schema": _ref(operation.body)}},
+            "content": {_body_kind(operation): {"schema": _ref(operation.body)}},
         }
     return described
+
+
+def _body_kind(operation: Operation) -> str:
+    return "multipart/form-data" if operation.file else "application/json"
 
 
 def _summary(operation_id: str) -> str:
@@ -199,6 +215,7 @@ _QUERY: dict[str, Json] = {
     "run_id": {"type": "string", "pattern": f"^({PREFIXES['run_id']}.*)?$"},
     "include[]": {"type": "array", "items": {"type": "string"}},
     "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
+    "purpose": {"type": "string"},
     "created_at": {
         "type": "object",
         "properties": {name: {"type": "integer", "minimum": 0} for name in ("gt", "gte", "lt", "lte")},
@@ -212,6 +229,7 @@ _QUERY_TEXTS = {
     "before": "The id before which the page ends.",
     "run_id": "Only what this run wrote.",
     "include[]": "Taken and ignored as long as there is no file search.",
+    "purpose": "Only files of this purpose.",
     "metadata": "`metadata[key]=value`: only what has this metadata, all of it.",
     "created_at": "`created_at[gte]=1700000000`: only what was created within these times, in Unix seconds.",
 }
@@ -221,6 +239,8 @@ def _query_parameter(name: str) -> Json:
     described: Json = {"name": name, "in": "query", "description": _QUERY_TEXTS[name], "schema": _QUERY[name]}
     if _QUERY[name]["type"] == "object":
         described |= {"style": "deepObject", "explode": True}
+    elif _QUERY[name]["type"] != "array":
+        described["allowEmptyValue"] = True
     return described
 
 
@@ -244,7 +264,12 @@ def _header_parameter(name: str, text: str, schema: Json) -> Json:
 
 
 def _query_parameters(operation: Operation) -> Iterator[Json]:
-    names = (*(PageQuery.__struct_fields__ if operation.page else ()), *operation.query)
+    if operation.most != MOST_PER_PAGE:  # the one list that differs: more fit in, and it has no `before`
+        limit = {"type": "integer", "minimum": 1, "maximum": operation.most, "default": operation.most}
+        yield {**_query_parameter("limit"), "schema": limit}
+        names: tuple[str, ...] = ("order", "after", *operation.query)
+    else:
+        names = (*(PageQuery.__struct_fields__ if operation.page else ()), *operation.query)
     for name in names:
         yield {"$ref": f"#/components/parameters/{name}"}
 
@@ -254,6 +279,9 @@ def _query_parameters(operation: Operation) -> Iterator[Json]:
 
 def _answers(operation: Operation) -> Json:
     answers: Json = {} if operation.gives is None else {"200": _success(operation)}
+    if operation.gives is bytes:
+        answers["206"] = {**answers["200"], "description": "The part that `Range` asks for."}
+        answers["416"] = _refusal(RangeNotSatisfiable)
     if operation.header:
         answers["200"] = {"description": "Done.", "content": {"text/event-stream": _stream()}}
     for kind in _refusals():
@@ -264,11 +292,18 @@ def _answers(operation: Operation) -> Json:
 
 def _success(operation: Operation) -> Json:
     assert operation.gives is not None  # noqa: S101  # the caller looked
+    headers = {"x-request-id": _header("x-request-id")}
+    if operation.gives is bytes:
+        raw = {"schema": {"type": "string", "format": "binary"}}
+        return {
+            "description": "The bytes, under a type that their name tells.",
+            "headers": headers,
+            "content": {"*/*": raw},
+        }
     schema = {"$ref": f"#/components/schemas/{_page_name(operation)}"} if operation.page else _ref(operation.gives)
     content: Json = {"application/json": {"schema": schema}}
     if operation.streams:
         content["text/event-stream"] = _stream()
-    headers = {"x-request-id": _header("x-request-id")}
     if operation.gives is Run and not operation.page:
         headers["openai-poll-after-ms"] = _header("openai-poll-after-ms")
     return {"description": "Done.", "headers": headers, "content": content}
@@ -341,7 +376,7 @@ def _page_name(operation: Operation) -> str:
 def _schemas(operations: Sequence[Operation]) -> Json:
     kinds: list[type] = [ErrorAnswer, ErrorEvent, MessageDelta, StepDelta]
     for operation in operations:
-        kinds += [kind for kind in (operation.body, operation.gives) if kind is not None]
+        kinds += [kind for kind in (operation.body, operation.gives) if kind not in {None, bytes}]
     _, schemas = msgspec.json.schema_components(list(dict.fromkeys(kinds)), ref_template="#/components/schemas/{name}")
     for schema in schemas.values():
         schema["description"] = inspect.cleandoc(schema["description"])
@@ -350,8 +385,16 @@ def _schemas(operations: Sequence[Operation]) -> Json:
             _require_what_is_sent(schemas[kind.__name__], kind)
     for operation in operations:
         if operation.page:
-            schemas[_page_name(operation)] = _page_schema(cast("type", operation.gives))
+            schemas[_page_name(operation)] = _page_schema(cast("type", operation.gives), operation.most)
+        if operation.body is not None and operation.file:
+            _add_file(schemas[operation.body.__name__], operation.file)
     return schemas
+
+
+def _add_file(schema: Json, name: str) -> None:
+    """Add the part with the bytes to the fields of a multipart body."""
+    schema["properties"][name] = {"type": "string", "format": "binary"}
+    schema["required"] = [*schema["required"], name]
 
 
 def _outgoing(kind: type[msgspec.Struct]) -> Iterator[type[msgspec.Struct]]:
@@ -366,11 +409,11 @@ def _require_what_is_sent(schema: Json, kind: type[msgspec.Struct]) -> None:
     schema["required"] = list(dict.fromkeys([*schema["required"], *sent]))
 
 
-def _page_schema(kind: type) -> Json:
+def _page_schema(kind: type, most: int) -> Json:
     cursor = {"anyOf": [{"type": "string"}, {"type": "null"}]}
     properties = {
         "object": {"enum": ["list"]},
-        "data": {"type": "array", "items": _ref(kind), "maxItems": MOST_PER_PAGE},
+        "data": {"type": "array", "items": _ref(kind), "maxItems": most},
         "first_id": cursor,
         "last_id": cursor,
         "has_more": {"type": "boolean"},

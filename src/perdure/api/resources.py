@@ -1,30 +1,30 @@
-"""Files and vector stores that a body names.
+"""Files and vector stores that a body names: what is not there is refused at once, not in a run that fails.
 
-This server keeps neither yet, so every id of one is unknown, and saying so at once is better than a run that fails.
+Files are looked up before the transaction that stores the body; who deletes one in between is met by the transaction
+itself where the name is kept up to date (`store/files.py: note_files`). This server keeps no vector stores yet, so
+every id of one is unknown.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 from msgspec import UnsetType
 
-from perdure.errors import ApiError, InvalidRequest, NotFound
+from perdure.api.call import Call
+from perdure.errors import InvalidRequest, NotFound
+from perdure.store.files import check_files, files_named
 from perdure.wire.messages import CreateMessage, NewImageFile
 from perdure.wire.threads import CreateThread
 from perdure.wire.tools import ToolResources
 
 
-def no_file(file_id: str) -> ApiError:
-    """Return the refusal of an unknown file; the text is recorded."""
-    return NotFound(f"No such File object: {file_id}", param="id")
-
-
-def refuse_unknown_resources(resources: ToolResources | None | UnsetType) -> None:
+async def refuse_unknown_resources(call: Call[Any], resources: ToolResources | None | UnsetType) -> None:
     """Raise NotFound for the first file or vector store that is not there."""
     if not isinstance(resources, ToolResources):
         return
-    if resources.code_interpreter is not None:
-        for file_id in resources.code_interpreter.file_ids or []:
-            raise no_file(file_id)
+    await _refuse(call, files_named(resources))
     search = resources.file_search
     if search is None:
         return
@@ -37,20 +37,28 @@ def refuse_unknown_resources(resources: ToolResources | None | UnsetType) -> Non
         )
 
 
-def refuse_unknown_files(messages: list[CreateMessage] | None) -> None:
+async def refuse_unknown_files(call: Call[Any], messages: list[CreateMessage] | None) -> None:
     """Raise NotFound for the first attachment or image file that is not there."""
-    for message in messages or []:
-        for attachment in message.attachments or []:
-            if attachment.file_id is not None:
-                raise no_file(attachment.file_id)
-        if not isinstance(message.content, str):
-            for part in message.content:
-                if isinstance(part, NewImageFile):
-                    raise no_file(part.image_file.file_id)
+    await _refuse(call, [file_id for message in messages or [] for file_id in _files_in(message)])
 
 
-def refuse_unknown_in_thread(thread: CreateThread | None) -> None:
+def _files_in(message: CreateMessage) -> Iterator[str]:
+    for attachment in message.attachments or []:
+        if attachment.file_id is not None:
+            yield attachment.file_id
+    if not isinstance(message.content, str):
+        for part in message.content:
+            if isinstance(part, NewImageFile):
+                yield part.image_file.file_id
+
+
+async def refuse_unknown_in_thread(call: Call[Any], thread: CreateThread | None) -> None:
     """Raise NotFound for the first thing of a new thread that is not there."""
     if thread is not None:
-        refuse_unknown_resources(thread.tool_resources)
-        refuse_unknown_files(thread.messages)
+        await refuse_unknown_resources(call, thread.tool_resources)
+        await refuse_unknown_files(call, thread.messages)
+
+
+async def _refuse(call: Call[Any], file_ids: list[str]) -> None:
+    if file_ids:
+        await call.context.database.read(check_files, file_ids, call.project_id, call.now)

@@ -9,25 +9,27 @@ from __future__ import annotations
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp
 
-from perdure.api import assistants, events, messages, models, runs, steps, threads
+from perdure.api import assistants, events, files, messages, models, runs, steps, threads, uploads
 from perdure.api.call import Context
-from perdure.api.door import Endpoint, unknown_path
+from perdure.api.door import Endpoint, Way, unknown_path
 from perdure.api.openapi import Document, Operation
 from perdure.api.shortcut import Shortcut
 from perdure.wire.assistants import Assistant, CreateAssistant, ModifyAssistant
+from perdure.wire.files import MOST_FILES_PER_PAGE, CreateFile, DeletedFile, File
 from perdure.wire.kinds import Deleted
 from perdure.wire.messages import AddMessage, Message, ModifyMessage
 from perdure.wire.models import ModelList, ModelObject
 from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, RetryRun, Run, SubmitToolOutputs
 from perdure.wire.steps import RunStep
 from perdure.wire.threads import CreateThread, ForkThread, ModifyThread, Thread
+from perdure.wire.uploads import AddUploadPart, CompleteUpload, CreateUpload, Upload, UploadPart
 
 __all__ = ["MOUNTS", "OPERATIONS", "Operation", "routes"]
 
 MOUNTS = ("/v1", "/openai/v1", "/openai")
 
 
-NO_FILES = "files and vector stores: naming one is a 404 (the tools are kept and shown, and not offered to the model)"
+NO_TOOLS = "files are kept and shown, and not given to a tool yet; naming a vector store is a 404"
 NO_SEARCH = "`include[]` is taken and ignored: there is no file search whose results it would add"
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -38,7 +40,7 @@ OPERATIONS: tuple[Operation, ...] = (
         messages.create_message,
         AddMessage,
         gives=Message,
-        lacks="attachments and `image_file` parts: naming a file is a 404",
+        lacks="attachments and `image_file` parts are kept and shown, and not given to tools and model",
     ),
     Operation(
         "GET",
@@ -59,7 +61,7 @@ OPERATIONS: tuple[Operation, ...] = (
         CreateRun,
         gives=Run,
         query=("include[]",),
-        lacks=NO_FILES,
+        lacks=NO_TOOLS,
     ),
     Operation("GET", "/threads/{thread_id}/runs", "listRuns", runs.list_runs, gives=Run, page=True),
     Operation(
@@ -69,9 +71,9 @@ OPERATIONS: tuple[Operation, ...] = (
         runs.create_thread_and_run,
         CreateThreadAndRun,
         gives=Run,
-        lacks=NO_FILES,
+        lacks=NO_TOOLS,
     ),
-    Operation("POST", "/threads", "createThread", threads.create_thread, CreateThread, gives=Thread, lacks=NO_FILES),
+    Operation("POST", "/threads", "createThread", threads.create_thread, CreateThread, gives=Thread, lacks=NO_TOOLS),
     Operation("GET", "/threads/{thread_id}", "getThread", threads.get_thread, gives=Thread),
     Operation(
         "POST",
@@ -80,7 +82,7 @@ OPERATIONS: tuple[Operation, ...] = (
         threads.modify_thread,
         ModifyThread,
         gives=Thread,
-        lacks=NO_FILES,
+        lacks=NO_TOOLS,
     ),
     Operation("DELETE", "/threads/{thread_id}", "deleteThread", threads.delete_thread, gives=Deleted),
     Operation("GET", "/threads/{thread_id}/messages/{message_id}", "getMessage", messages.get_message, gives=Message),
@@ -134,7 +136,7 @@ OPERATIONS: tuple[Operation, ...] = (
         assistants.create_assistant,
         CreateAssistant,
         gives=Assistant,
-        lacks=NO_FILES,
+        lacks=NO_TOOLS,
     ),
     Operation("GET", "/assistants", "listAssistants", assistants.list_assistants, gives=Assistant, page=True),
     Operation("GET", "/assistants/{assistant_id}", "getAssistant", assistants.get_assistant, gives=Assistant),
@@ -145,7 +147,7 @@ OPERATIONS: tuple[Operation, ...] = (
         assistants.modify_assistant,
         ModifyAssistant,
         gives=Assistant,
-        lacks=NO_FILES,
+        lacks=NO_TOOLS,
     ),
     Operation("DELETE", "/assistants/{assistant_id}", "deleteAssistant", assistants.delete_assistant, gives=Deleted),
     Operation("GET", "/models", "listModels", models.list_models, gives=ModelList),
@@ -157,6 +159,39 @@ OPERATIONS: tuple[Operation, ...] = (
         models.delete_model,
         lacks="there are no fine-tuned models to delete: always a 400, or a 404 for an unknown name",
     ),
+    Operation("POST", "/files", "createFile", files.create_file, CreateFile, file="file", gives=File),
+    Operation(
+        "GET",
+        "/files",
+        "listFiles",
+        files.list_files,
+        gives=File,
+        page=True,
+        most=MOST_FILES_PER_PAGE,
+        query=("purpose",),
+    ),
+    Operation("GET", "/files/{file_id}", "retrieveFile", files.retrieve_file, gives=File),
+    Operation("DELETE", "/files/{file_id}", "deleteFile", files.delete_file, gives=DeletedFile),
+    Operation("GET", "/files/{file_id}/content", "downloadFile", files.download_file, gives=bytes),
+    Operation("POST", "/uploads", "createUpload", uploads.create_upload, CreateUpload, gives=Upload),
+    Operation(
+        "POST",
+        "/uploads/{upload_id}/parts",
+        "addUploadPart",
+        uploads.add_upload_part,
+        AddUploadPart,
+        file="data",
+        gives=UploadPart,
+    ),
+    Operation(
+        "POST",
+        "/uploads/{upload_id}/complete",
+        "completeUpload",
+        uploads.complete_upload,
+        CompleteUpload,
+        gives=Upload,
+    ),
+    Operation("POST", "/uploads/{upload_id}/cancel", "cancelUpload", uploads.cancel_upload, gives=Upload),
     Operation(
         "GET",
         "/threads",
@@ -204,7 +239,7 @@ def routes(context: Context, beyond: ASGIApp = unknown_path) -> Shortcut:
     for operation in OPERATIONS:
         by_path.setdefault(operation.path, {})[operation.method] = operation
     endpoints = {
-        path: Endpoint(context, {method: (one.handler, one.body) for method, one in methods.items()})
+        path: Endpoint(context, {method: _way(one) for method, one in methods.items()})
         for path, methods in sorted(by_path.items(), key=lambda item: _rank(item[0]))
     }
     document = Route("/openapi.json", Document(OPERATIONS, MOUNTS))
@@ -213,6 +248,12 @@ def routes(context: Context, beyond: ASGIApp = unknown_path) -> Shortcut:
     mounts = [Mount(prefix, app=api) for prefix in MOUNTS]
     health = Route("/health", Endpoint(context, {}, health=True))
     return Shortcut(Router([health, document, *mounts], default=unknown_path), endpoints, MOUNTS)
+
+
+def _way(operation: Operation) -> Way:
+    if operation.file:
+        return Way(operation.handler, streamed=True)
+    return Way(operation.handler, operation.body)
 
 
 def _rank(path: str) -> int:

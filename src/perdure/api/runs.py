@@ -33,7 +33,7 @@ async def create_run(call: Call[CreateRun]) -> Response:
     """POST /threads/{thread_id}/runs, plain or streamed."""
     body = call.body
     body.assistant_id = searchable(check_id("assistant_id", body.assistant_id))
-    refuse_unknown_files(body.additional_messages)
+    await refuse_unknown_files(call, body.additional_messages)
     birth = _birth(call, call.ids["thread_id"], body.additional_messages, when_busy(call, body.x_when_busy))
     made = await call.context.database.run(create_stored, body, birth)
     return _made(call, made, stream=bool(body.stream))
@@ -55,8 +55,8 @@ async def create_thread_and_run(call: Call[CreateThreadAndRun]) -> Response:
     """POST /threads/runs, plain or streamed."""
     body = call.body
     body.assistant_id = searchable(check_id("assistant_id", body.assistant_id))
-    refuse_unknown_in_thread(body.thread)
-    refuse_unknown_resources(body.tool_resources)
+    await refuse_unknown_in_thread(call, body.thread)
+    await refuse_unknown_resources(call, body.tool_resources)
     birth = _birth(call, call.new_id("thread"), body.thread.messages if body.thread else None)
     run = await call.context.database.run(create_both, body, birth)
     return _begun(call, run, stream=bool(body.stream), after=0)

@@ -26,7 +26,7 @@ _FILTER = re.compile(r"(metadata|created_at)\[(.*)\]", re.DOTALL)
 
 async def create_thread(call: Call[CreateThread]) -> Response:
     """POST /threads."""
-    refuse_unknown_in_thread(call.body)
+    await refuse_unknown_in_thread(call, call.body)
     now = call.now
     thread = new_thread(call.body, call.new_id("thread"), now)
     messages = [
@@ -87,7 +87,7 @@ async def get_thread(call: Call[None]) -> Response:
 
 async def modify_thread(call: Call[ModifyThread]) -> Response:
     """POST /threads/{thread_id}."""
-    refuse_unknown_resources(call.body.tool_resources)
+    await refuse_unknown_resources(call, call.body.tool_resources)
     return answer(await call.context.database.run(update_thread, call.ids["thread_id"], call.project_id, call.body))
 
 

@@ -6,6 +6,7 @@ from perdure.domain.creation import changed_assistant
 from perdure.errors import ApiError, NotFound
 from perdure.store.bodies import encode, read_assistant, read_extra
 from perdure.store.db import Do, Operation, Row
+from perdure.store.files import forget_files, note_changed_files, note_files
 from perdure.store.pages import insert_tombstone, list_page
 from perdure.wire.assistants import Assistant, ModifyAssistant
 from perdure.wire.page import Page, PageQuery
@@ -28,6 +29,7 @@ def insert_assistant(assistant: Assistant, extra: Extra, project_id: str) -> Ope
         encode(extra),
         encode(assistant),
     )
+    yield from note_files(assistant.id, project_id, assistant.tool_resources)
 
 
 def get_assistant_body(assistant_id: str, project_id: str) -> Operation[str]:
@@ -55,6 +57,7 @@ def update_assistant(assistant_id: str, project_id: str, change: ModifyAssistant
     """Change an assistant. Raises NotFound."""
     old, extra = yield from get_assistant(assistant_id, project_id, lock=True)
     assistant, extra = changed_assistant(old, extra, change)
+    yield from note_changed_files(assistant_id, project_id, old.tool_resources, assistant.tool_resources)
     yield Do(
         "UPDATE assistants SET body = $2, extra = $3 WHERE id = $1", assistant_id, encode(assistant), encode(extra)
     )
@@ -71,4 +74,5 @@ def delete_assistant(assistant_id: str, project_id: str, now: int) -> Operation[
     row = yield Row("DELETE FROM assistants WHERE id = $1 AND project_id = $2 RETURNING seq", assistant_id, project_id)
     if row is None:
         raise no_assistant(assistant_id)
+    yield from forget_files(assistant_id)
     yield from insert_tombstone(assistant_id, row[0], project_id, now)

@@ -7,6 +7,7 @@ from perdure.errors import ApiError, InvalidRequest, NotFound
 from perdure.ids import searchable
 from perdure.store.bodies import encode, read_thread
 from perdure.store.db import Do, Operation, Row, Rows
+from perdure.store.files import forget_files, note_changed_files, note_files
 from perdure.store.messages import get_message, insert_messages, list_all_messages
 from perdure.store.pages import Filter, insert_tombstone, list_page
 from perdure.wire.kinds import Metadata
@@ -33,6 +34,7 @@ def insert_thread(thread: Thread, messages: list[Message], project_id: str) -> O
         encode(thread),
     )
     yield from _insert_metadata(row[0], project_id, thread.metadata)
+    yield from note_files(thread.id, project_id, thread.tool_resources)
     yield from insert_messages(messages)
 
 
@@ -89,6 +91,7 @@ def update_thread(thread_id: str, project_id: str, change: ModifyThread) -> Oper
     """Change a thread. Raises NotFound."""
     old = read_thread((yield from get_thread_body(thread_id, project_id, lock=True)))
     thread = changed_thread(old, change)
+    yield from note_changed_files(thread_id, project_id, old.tool_resources, thread.tool_resources)
     row = yield Row("UPDATE threads SET body = $2 WHERE id = $1 RETURNING seq", thread_id, encode(thread))
     if thread.metadata != old.metadata:
         yield Do("DELETE FROM thread_metadata WHERE thread_seq = $1", row[0])
@@ -108,6 +111,7 @@ def delete_thread(thread_id: str, project_id: str, now: int) -> Operation[list[s
         yield Do(f"DELETE FROM {table} WHERE thread_id = $1", thread_id)
     row = yield Row("DELETE FROM threads WHERE id = $1 RETURNING seq", thread_id)
     yield Do("DELETE FROM thread_metadata WHERE thread_seq = $1", row[0])
+    yield from forget_files(thread_id)
     yield from insert_tombstone(thread_id, row[0], project_id, now)
     return active
 

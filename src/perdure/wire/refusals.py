@@ -115,7 +115,7 @@ def _chosen_struct(value: dict[str, Any], structs: list[inspect.StructType], pat
         return structs[0]
     where = _join(path, tag_field)
     if tag_field not in value:
-        raise _missing(where)
+        raise missing_parameter(where)
     tag = value[tag_field]
     for struct in structs:
         if struct.tag == tag:
@@ -139,7 +139,7 @@ def _walk_struct(value: dict[str, Any], struct: inspect.StructType, path: str) -
             raise InvalidRequest(f"Unknown parameter: '{where}'.", param=where, code="unknown_parameter")
     for name, field in fields.items():
         if field.required and name not in value:
-            raise _missing(_join(path, name))
+            raise missing_parameter(_join(path, name))
 
 
 def _walk_dict(value: dict[str, Any], wanted: inspect.DictType, path: str) -> None:
@@ -216,7 +216,8 @@ def number_out_of_range(path: str, value: float, kind: str, bound: str, limit: f
     """Return the refusal of a number; `kind` is integer or decimal, `bound` minimum or maximum."""
     side, sign, short = ("below", ">=", "min") if bound == "minimum" else ("above", "<=", "max")
     return InvalidRequest(
-        f"Invalid '{path}': {kind} {side} {bound} value. Expected a value {sign} {limit:g}, but got {value} instead.",
+        f"Invalid '{path}': {kind} {side} {bound} value. Expected a value {sign} {limit:.15g}, "
+        f"but got {value} instead.",
         param=path,
         code=f"{kind}_{side}_{short}_value",
     )
@@ -242,7 +243,8 @@ def unsupported_value(path: str, value: str, supported: list[str]) -> ApiError:
     )
 
 
-def _missing(path: str) -> ApiError:
+def missing_parameter(path: str) -> ApiError:
+    """Return the refusal of a body without something that it must have."""
     return InvalidRequest(f"Missing required parameter: '{path}'.", param=path, code="missing_required_parameter")
 
 
