@@ -24,6 +24,7 @@ from perdure.errors import OperatorError
 from perdure.settings import Settings
 
 NOTE = "perdure-environment.json"
+BEGUN = "perdure-environment.begun"
 PACKAGES = {
     "numpy": "2.4.6",
     "pandas": "3.1.1",
@@ -117,20 +118,25 @@ def _of_system(path: Path) -> bool:
 
 
 def build_environment(settings: Settings, say: Callable[[str], None]) -> Environment:
-    """Build the environment anew, beside the old one, and put it in its place when it works. Raises OperatorError.
+    """Build the environment anew, in place of an earlier one. Raises OperatorError.
 
-    Needs the package index; takes about a minute.
+    Needs the package index; takes about a minute. A folder with anything else in it is left alone.
     """
     if os.name != "posix":
         raise OperatorError("the sandbox's environment is for Linux: here the wasm sandbox brings its own Python")
     folder = environment_folder(settings)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)
+    if folder.exists() and not any((folder / name).exists() for name in (NOTE, BEGUN)) and any(folder.iterdir()):
+        raise OperatorError(f"{folder} has something else in it: choose an empty folder or a new one")
     umask = os.umask(0o022)
     try:
-        _build_into(folder, say)
-    except (OSError, subprocess.CalledProcessError) as error:
         shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / BEGUN).touch()
+        _build_into(folder, say)
+        (folder / BEGUN).unlink()
+    except (OSError, subprocess.CalledProcessError) as error:
+        if (folder / BEGUN).exists():
+            shutil.rmtree(folder, ignore_errors=True)
         said = getattr(error, "stderr", b"") or b""
         last = said.decode(errors="replace").strip().rsplit("\n", 1)[-1]
         raise OperatorError(f"the sandbox's environment can not be built in {folder}: {last or error}") from None
@@ -142,7 +148,6 @@ def build_environment(settings: Settings, say: Callable[[str], None]) -> Environ
 def _build_into(folder: Path, say: Callable[[str], None]) -> None:
     base, python = Path(sys.base_prefix).resolve(), plain_environment().python
     roots = [] if _of_system(base) else [str(base)]
-    folder.mkdir()
     if roots and not open_to_all(base):
         say(f"copying the interpreter: {base} can not be read by other users")
         shutil.copytree(base, folder / "python", symlinks=True, ignore=NOT_COPIED)

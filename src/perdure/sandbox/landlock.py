@@ -68,6 +68,7 @@ class Landlock:
             "environment": variables(self.environment, data, scratch),
             "font_cache": str(self.environment.font_cache or ""),
             "own_namespace": False,
+            "server": os.getpid(),
             "die_with_parent": False,
             "sized": [],
             "counted": str(folder),
@@ -87,7 +88,7 @@ class Landlock:
         return {
             "filter": base64.b64encode(code).decode(),
             "by_descriptor": not self.as_root,
-            "scope_signals": self.version >= SIGNALS_SINCE and not self.as_root,
+            "scope_signals": self.version >= SIGNALS_SINCE,
             "files": {"readable": readable, "devices": list(DEVICES), "writable": [str(folder)]},
         }
 

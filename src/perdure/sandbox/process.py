@@ -6,6 +6,7 @@ The first bytes carry what runs inside (`bundle.py`) and a configuration:
     data            where /mnt/data is, for the processes inside
     environment     variables of the kernel
     own_namespace   the agent sees the session's processes and no others
+    server          where it does not: the server's process
     die_with_parent the agent's parent lives exactly as long as it should
     sized, counted  file systems of a set size whose files are counted; a folder whose bytes are counted, or ''
     uid             whom the agent becomes first; 0 for nobody

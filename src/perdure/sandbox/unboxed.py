@@ -6,6 +6,7 @@ It can read and change whatever that user can, and use the network. Limits hold 
 from __future__ import annotations
 
 import logging
+import os
 
 from perdure.sandbox.base import CheckReport, Depth, Limits, Session, WallCheck
 from perdure.sandbox.bundle import BOOT, boot_bytes
@@ -39,6 +40,7 @@ class Unboxed:
             "environment": variables(self.environment, data, scratch),
             "font_cache": str(self.environment.font_cache or ""),
             "own_namespace": False,
+            "server": os.getpid(),
             "die_with_parent": False,
             "sized": [],
             "counted": str(folder),

@@ -38,7 +38,7 @@ class Agent:
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
         self.limits: dict[str, int] = config["limits"]
-        self.processes = Processes(own_namespace=config["own_namespace"])
+        self.processes = Processes(own_namespace=config["own_namespace"], server=config.get("server", 0))
         self.telling = Telling(self.limits["output_bytes"], config["data"])
         self.watch = Watch(self.limits, self.processes, config)
         self.desk = Desk(config["data"], self._send_now)
@@ -97,6 +97,7 @@ class Agent:
             os.dup2(to_print, 2)
             for number in (self.kernel_in, self.kernel_out, self.prints, to_print, nothing):
                 os.close(number)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
             walls.prctl(walls.PR_SET_DUMPABLE, 1)
             os.setpgid(0, 0)
@@ -277,11 +278,34 @@ def _read(number: int) -> bytes:
         return b""
 
 
+def _fork_from_holder(server: int) -> None:
+    """Go on in a fork, and leave behind a process that ends the session's processes should this one be killed.
+
+    Where no namespace goes with its process 1, they would live on: orphans come to the holder, their subreaper. Should
+    the holder be killed, this process hears of it, and ends them. Both at once is what nothing here survives.
+    """
+    walls.prctl(walls.PR_SET_CHILD_SUBREAPER, 1)
+    agent = os.fork()
+    if agent == 0:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+        walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGTERM)
+        return
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for number in (0, 1, 2):
+        os.dup2(nothing, number)
+    while os.waitpid(-1, 0)[0] != agent:
+        continue
+    Processes(own_namespace=False, server=server).kill_all()
+    os._exit(0)
+
+
 def main(config: dict[str, Any]) -> None:
     """Drop what is not needed, then serve. Whatever ends this function ends the session."""
     if config.get("uid"):
         walls.drop_to(config["uid"])
     walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
+    if not config["own_namespace"]:
+        _fork_from_holder(config["server"])
     if config.get("scope_signals"):
         walls.scope_signals()
     walls.prctl(walls.PR_SET_DUMPABLE, 0)

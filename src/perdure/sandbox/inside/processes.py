@@ -5,7 +5,7 @@ descends from the agent: orphans come back to it, because it is their subreaper.
 
 kill(-1) reaches everything that a process may signal, in one step. It is used where that is the session and nobody
 else: in a namespace, under a uid of its own, or with signals kept inside by Landlock. Whether it is so is tried on the
-server, the agent's parent, which must be out of reach.
+server and on the agent's parent: both must be out of reach.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class Usage(NamedTuple):
 
 
 class Processes:
-    """All processes of this session. `own_namespace`: nobody else's are in sight."""
+    """All processes of this session. `own_namespace`: nobody else's are in sight; `server`: the server's process."""
 
-    def __init__(self, *, own_namespace: bool) -> None:
+    def __init__(self, *, own_namespace: bool, server: int) -> None:
         self.own_namespace = own_namespace
         self.me = os.getpid()
-        self.alone = own_namespace or not _reaches(os.getppid())
+        self.alone = own_namespace or not (_reaches(server) or _reaches(os.getppid()))
 
     def usage(self, memory_limit: int) -> Usage:
         """Measure. Memory is what is resident, shared pages counted once if that matters for the limit."""
