@@ -44,8 +44,8 @@ FOLDER = "files"
 INCOMING = ".incoming"
 PIECE_BYTES = 1 << 20
 """What is read and written at once."""
-BUCKET_PART_BYTES = 8 << 20
-"""S3 takes 10,000 parts of 5 MB at least: this is good for 80 GB, and each upload holds two or three in memory."""
+BUCKET_PART_BYTES = 5 << 20
+"""The least that S3 takes, and 10,000 of them are 50 GB: an upload holds a handful in memory, here and in obstore."""
 BUCKET_PARTS_AT_ONCE = 2
 THREADS = 8
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

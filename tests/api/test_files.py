@@ -298,7 +298,8 @@ def test_unknown_files_are_refused_wherever_they_are_named(client: Client) -> No
 
 def test_messages_with_files_come_back_as_they_were_sent(client: Client) -> None:
     file_id = new_file(client, purpose="vision", name="a.png").id
-    given: Any = [{"file_id": file_id, "tools": [{"type": "code_interpreter"}, {"type": "file_search"}]}]
+    text_id = new_file(client).id
+    given: Any = [{"file_id": text_id, "tools": [{"type": "code_interpreter"}, {"type": "file_search"}]}]
     thread = client.beta.threads.create()
     message = client.beta.threads.messages.create(
         thread.id,
