@@ -126,7 +126,7 @@ for pid in {pids}:
 attempt("ptrace", lambda: call("ptrace", 16, os.getppid(), 0, 0))
 attempt("ptrace of oneself", lambda: call("ptrace", 0, 0, 0, 0))
 attempt("another's memory", lambda: call("process_vm_readv", os.getppid(), 0, 0, 0, 0, 0))
-attempt("the agent's memory", lambda: open(f"/proc/{{os.getppid()}}/mem", "rb").read(1))
+attempt("the warden's memory", lambda: open(f"/proc/{{os.getppid()}}/mem", "rb").read(1))
 attempt("to slow down the user's other processes", lambda: call("setpriority", 2, 0, 19))
 """
 

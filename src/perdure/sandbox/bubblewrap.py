@@ -3,7 +3,7 @@
 Inside there is the system's read-only /usr, the box's own Python, private /tmp and /mnt/data in memory and of a set
 size, a /proc of its own, six harmless devices, no network but an empty loopback, no capability, and a seccomp filter.
 
-Two modes, by who runs the server. Root: bubblewrap keeps the real user namespace, and the agent gives up root for a
+Two modes, by who runs the server. Root: bubblewrap keeps the real user namespace, and the warden gives up root for a
 uid that no other session has, before it does anything else (the kernel does not count processes of uid 0, so dropping
 is what makes the limit hold). Anyone else: a user namespace, in which further ones are forbidden.
 
@@ -91,7 +91,7 @@ class Bubblewrap:
             "--remount-ro", "/",
             "--seccomp", sandbox_filter,
             "--chdir", DATA,
-            # The agent is process 1: nothing inside can signal it, and its end is everybody's.
+            # The warden is process 1: nothing inside can signal it, and its end is everybody's.
             "--as-pid-1",
             "--", str(self.environment.python), "-I", "-S", "-c", BOOT,
         ]  # fmt: skip
@@ -100,7 +100,7 @@ class Bubblewrap:
     def _namespaces(*, root: bool) -> list[str]:
         apart = ["--unshare-pid", "--unshare-net", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try"]
         if root:
-            # What the agent needs to become another user; it loses both by that.
+            # What the warden needs to become another user; it loses both by that.
             return [*apart, "--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
         return [*apart, "--unshare-user", "--disable-userns", "--uid", "1000", "--gid", "1000", "--cap-drop", "ALL"]
 

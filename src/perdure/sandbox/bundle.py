@@ -52,7 +52,7 @@ def _files() -> dict[str, str]:
 
 def boot_bytes(config: dict[str, Any], *, solo: bool = False) -> bytes:
     """Return what the box reads first: the files, and the call that begins with this configuration."""
-    start = "solo import Solo\nSolo(CONFIG).serve()" if solo else "agent import main\nmain(CONFIG)"
+    start = "solo import Solo\nSolo(CONFIG).serve()" if solo else "warden import main\nmain(CONFIG)"
     script = (
         f"import json\nPACKAGE = {PACKAGE!r}\nFILES = {_files()!r}\nCONFIG = json.loads({json.dumps(config)!r})\n"
         f"{CARRIED}from {PACKAGE}.{start}\n"

@@ -1,6 +1,6 @@
 """The Landlock kind: for Linux machines that refuse namespaces (a container's default profile, say).
 
-The agent stays outside of the wall, as its warden; the kernel that it forks restricts itself before it runs foreign
+The warden stays outside of the wall, as its warden; the kernel that it forks restricts itself before it runs foreign
 code: a list of paths that may be read, one folder that may be written, no sockets but pairs, no signals to outside, a
 seccomp filter. A server that runs as root gives each session a uid of its own first.
 

@@ -1,6 +1,6 @@
 """What a server that was killed left behind: its boxes' processes and folders, found again at the next start.
 
-Boxes end by themselves when their server does, because their agents read from a pipe that it held. This is the second
+Boxes end by themselves when their server does, because their wardens read from a pipe that it held. This is the second
 net: each box is written down (process, when that process began, whose server, folder) in the data folder, and what is
 still there at the next start is ended and removed. Mounts and namespaces go with their processes; cgroups are never
 made.

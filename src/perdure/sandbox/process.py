@@ -5,11 +5,11 @@ The first bytes carry what runs inside (`bundle.py`) and a configuration:
     limits          of `Limits`, as numbers
     data            where /mnt/data is, for the processes inside
     environment     variables of the kernel
-    own_namespace   the agent sees the session's processes and no others
+    own_namespace   the warden sees the session's processes and no others
     server          where it does not: the server's process
-    die_with_parent the agent's parent lives exactly as long as it should
+    die_with_parent the warden's parent lives exactly as long as it should
     sized, counted  file systems of a set size whose files are counted; a folder whose bytes are counted, or ''
-    uid             whom the agent becomes first; 0 for nobody
+    uid             whom the warden becomes first; 0 for nobody
     filter, files   seccomp filter (base64) and Landlock's paths, where the wall is around the kernel alone
     preload         import what most code begins with
 
@@ -47,7 +47,7 @@ log = logging.getLogger("perdure.sandbox")
 
 START_SECONDS = 60.0
 GRACE_SECONDS = 10.0
-"""How much later than the call's own limit the agent may answer: its grace, and a fresh kernel on a busy machine."""
+"""How much later than the call's own limit the warden may answer: its grace, and a fresh kernel on a busy machine."""
 FILE_SECONDS = 120.0
 SAID_BYTES = 4096
 LOOK_SECONDS = 0.25
@@ -129,7 +129,7 @@ class ProcessSession:
                 return head
             output = _output(head["op"], body, str(head.get("media_type")))
             if output is not None:
-                # Whoever listens may be slow (a store, a client); the code's clock is the agent's.
+                # Whoever listens may be slow (a store, a client); the code's clock is the warden's.
                 when = deadline.when()
                 began = asyncio.get_running_loop().time()
                 deadline.reschedule(None)
@@ -217,7 +217,7 @@ class ProcessSession:
     async def _end(self, gone: Callable[[], None]) -> None:
         assert self.process.stdin is not None  # noqa: S101  # it was started with one
         self.process.stdin.close()
-        # The agent sees the end of its input and takes everything with it; then the last writer to the pipes is gone.
+        # The warden sees the end of its input and takes everything with it; then the last writer to the pipes is gone.
         ended, _ = await asyncio.wait({self._listening, self._waiting}, timeout=self.stop_seconds)
         if len(ended) < 2:  # noqa: PLR2004  # both
             await asyncio.to_thread(end_tree, self.process.pid)
@@ -229,7 +229,7 @@ class ProcessSession:
     async def _close_when_over(self) -> None:
         """When the process that was started is killed during a call, see to it that what it started hears so, too.
 
-        The agent still holds the pipes then, so their end does not tell; nor does `wait`, which waits for it.
+        The warden still holds the pipes then, so their end does not tell; nor does `wait`, which waits for it.
         """
         assert self.process.stdin is not None  # noqa: S101  # it was started with one
         while self.process.returncode is None:  # noqa: ASYNC110  # asyncio tells of it only when the pipes are closed
@@ -240,7 +240,7 @@ class ProcessSession:
 
     @contextlib.asynccontextmanager
     async def _answering(self) -> AsyncIterator[None]:
-        """Give the agent its time; late, or broken off in the middle, the box is ended. Raises SessionLost."""
+        """Give the warden its time; late, or broken off in the middle, the box is ended. Raises SessionLost."""
         try:
             async with asyncio.timeout(FILE_SECONDS):
                 yield

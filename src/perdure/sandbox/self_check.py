@@ -367,7 +367,7 @@ LIMITS_MET: list[Check] = [
     ("endless loop", _spent(attempts.LOOP, SHORT, "timeout", says=("longer than",))),
     ("endless loop that ignores interrupts", _spent(attempts.DEAF_LOOP, SHORT, "timeout", says=("longer than",))),
     ("endless output", _spent(attempts.OUTPUT, SHORT, "output", "timeout", says=("cut", "longer than"))),
-    ("killing the agent", _spent(attempts.KILLS, SHORT, "ok", "died")),
+    ("killing the warden", _spent(attempts.KILLS, SHORT, "ok", "died")),
     ("a crash of the interpreter", _spent(attempts.CRASH, SHORT, "died", "error")),
     ("forged frames", _spent(attempts.FORGED, SHORT, "ok", "died", "timeout")),
 ]

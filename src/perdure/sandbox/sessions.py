@@ -88,6 +88,11 @@ class Sessions:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    @property
+    def warm(self) -> int:
+        """How many sessions stand ready."""
+        return len(self._warm)
+
     @contextlib.asynccontextmanager
     async def use(self, key: str) -> AsyncIterator[Used]:
         """Give the session of `key` to the block, alone. Raises SessionsBusy, SandboxFailure."""

@@ -1,4 +1,4 @@
-"""Frames between server, agent and kernel: eight bytes of lengths, a JSON object, and bytes that go with it.
+"""Frames between server, warden and kernel: eight bytes of lengths, a JSON object, and bytes that go with it.
 
 Rule: a reader trusts no length: above its bound it raises BadFrame, and the other side is given up.
 """

@@ -1,6 +1,6 @@
-"""The process that runs the model's code: takes a cell from the agent, runs it, says that it is done.
+"""The process that runs the model's code: takes a cell from the warden, runs it, says that it is done.
 
-Its standard output and error are one pipe to the agent, by descriptor, so that child processes and C code are heard
+Its standard output and error are one pipe to the warden, by descriptor, so that child processes and C code are heard
 as well. Two more pipes carry frames. Everything here may be taken over by the code; nothing outside believes it.
 """
 
@@ -37,7 +37,7 @@ class Kernel:
             _change_modes_by_descriptor()
 
     def serve(self, preload: bool) -> None:
-        """Run cells until the agent closes its end."""
+        """Run cells until the warden closes its end."""
         signal.signal(signal.SIGINT, self._interrupt)
         os.register_at_fork(after_in_child=self._silence)
         _open_streams()
@@ -56,7 +56,7 @@ class Kernel:
 
     def _read(self) -> list[frames.Frame]:
         data = os.read(self.reads, frames.CHUNK_BYTES)
-        if not data:  # the agent is gone
+        if not data:  # the warden is gone
             os._exit(0)
         return list(self.reader.feed(data))
 

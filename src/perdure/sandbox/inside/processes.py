@@ -1,11 +1,11 @@
-"""The processes of a session as its agent sees them: how many, how much memory and time, and their end.
+"""The processes of a session as its warden sees them: how many, how much memory and time, and their end.
 
-In a box with a process namespace everything but the agent is the session's. Without one, the session is what
-descends from the agent: orphans come back to it, because it is their subreaper.
+In a box with a process namespace everything but the warden is the session's. Without one, the session is what
+descends from the warden: orphans come back to it, because it is their subreaper.
 
 kill(-1) reaches everything that a process may signal, in one step. It is used where that is the session and nobody
 else: in a namespace, under a uid of its own, or with signals kept inside by Landlock. Whether it is so is tried on the
-server and on the agent's parent: both must be out of reach.
+server and on the warden's parent: both must be out of reach.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Processes:
         return list(self._stats())
 
     def _stats(self) -> dict[int, list[str]]:
-        """Return the fields of /proc/PID/stat after the name, for every process of the session but the agent."""
+        """Return the fields of /proc/PID/stat after the name, for every process of the session but the warden."""
         found: dict[int, list[str]] = {}
         for entry in os.listdir("/proc"):
             if not entry.isdigit() or int(entry) == self.me:
@@ -80,7 +80,7 @@ class Processes:
         return mine
 
     def signal_all(self, number: int) -> None:
-        """Send a signal to every process of the session but the agent."""
+        """Send a signal to every process of the session but the warden."""
         if self.alone:
             with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody is left
                 os.kill(-1, number)
@@ -96,7 +96,7 @@ class Processes:
             seen |= fresh
 
     def kill_all(self) -> None:
-        """End every process of the session but the agent, and take up what is left of them."""
+        """End every process of the session but the warden, and take up what is left of them."""
         deadline = time.monotonic() + REAP_SECONDS
         while True:
             self.signal_all(signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Kernel and agent in one, where nothing can fork: CPython in WebAssembly.
+"""Kernel and warden in one, where nothing can fork: CPython in WebAssembly.
 
 No signals and no threads there: a cell that runs too long is ended from outside, together with the session. Prints are
 frames here, since there is no second pipe. The whole process is inside the wall, so nothing is protected from the code

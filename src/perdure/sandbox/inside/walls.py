@@ -75,7 +75,7 @@ def set_limits(limits: dict[str, int]) -> None:
         hard = resource.getrlimit(which)[1]
         least = bound if hard == resource.RLIM_INFINITY else min(bound, hard)
         resource.setrlimit(which, (least, least))
-    os.nice(5)  # the agent must get its turn
+    os.nice(5)  # the warden must get its turn
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:  # no /proc: no score to set
         score.write("1000")  # should the machine run out of memory, the box goes first
 

@@ -32,7 +32,7 @@ GRACE_SECONDS = 2.0
 START_SECONDS = 60.0
 
 
-class Agent:
+class Warden:
     """Serves one session. `config` is the server's first frame; `sandbox/process.py` says what is in it."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ class Agent:
             os.chdir(self.config["data"])
             walls.build(self.config, self.config.get("files"))
             Kernel(to_read, to_write, self.config).serve(preload)
-        except BaseException:  # noqa: BLE001  # whatever it is, this process must not go on as a second agent
+        except BaseException:  # noqa: BLE001  # whatever it is, this process must not go on as a second warden
             sys.excepthook(*sys.exc_info())
         finally:
             with contextlib.suppress(Exception):
@@ -278,22 +278,22 @@ def _read(number: int) -> bytes:
         return b""
 
 
-def _fork_from_holder(server: int) -> None:
+def _fork_from_keeper(server: int) -> None:
     """Go on in a fork, and leave behind a process that ends the session's processes should this one be killed.
 
-    Where no namespace goes with its process 1, they would live on: orphans come to the holder, their subreaper. Should
-    the holder be killed, this process hears of it, and ends them. Both at once is what nothing here survives.
+    Where no namespace goes with its process 1, they would live on: orphans come to the keeper, their subreaper. Should
+    the keeper be killed, this process hears of it, and ends them. Both at once is what nothing here survives.
     """
     walls.prctl(walls.PR_SET_CHILD_SUBREAPER, 1)
-    agent = os.fork()
-    if agent == 0:
+    warden = os.fork()
+    if warden == 0:
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
         walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGTERM)
         return
     nothing = os.open(os.devnull, os.O_RDWR)
     for number in (0, 1, 2):
         os.dup2(nothing, number)
-    while os.waitpid(-1, 0)[0] != agent:
+    while os.waitpid(-1, 0)[0] != warden:
         continue
     Processes(own_namespace=False, server=server).kill_all()
     os._exit(0)
@@ -305,7 +305,7 @@ def main(config: dict[str, Any]) -> None:
         walls.drop_to(config["uid"])
     walls.prctl(walls.PR_SET_NO_NEW_PRIVS, 1)
     if not config["own_namespace"]:
-        _fork_from_holder(config["server"])
+        _fork_from_keeper(config["server"])
     if config.get("scope_signals"):
         walls.scope_signals()
     walls.prctl(walls.PR_SET_DUMPABLE, 0)
@@ -313,10 +313,10 @@ def main(config: dict[str, Any]) -> None:
     if config["die_with_parent"]:  # after the change of uid, which would clear it; root's bubblewrap may not signal us
         walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
-    agent = Agent(config)
+    warden = Warden(config)
     try:
-        agent.serve()
+        warden.serve()
     except BrokenPipeError:  # the server is gone
         return
     finally:
-        agent.processes.kill_all()
+        warden.processes.kill_all()
