@@ -60,9 +60,10 @@ def test_a_name_that_is_taken_stays_inside(name: str) -> None:
     "name", ["", ".", "..", "../a", "a/../b", "/a", "a//b", "a/", "a\nb", "a\x00b", "\\a", "a" * 2000]
 )
 def test_names_that_are_refused(name: str, tmp_path: Path) -> None:
-    for use in (files.open_to_write, files.open_to_read):
+    folder = files.Folder(str(tmp_path))
+    for use in (folder.open_to_write, folder.open_to_read):
         with pytest.raises(files.Refused):
-            use(str(tmp_path), name)
+            use(name)
 
 
 def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
@@ -70,6 +71,7 @@ def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
     outside.write_text("outside")
     root = tmp_path / "data"
     root.mkdir()
+    folder = files.Folder(str(root))
     (root / "link").symlink_to(outside)
     (root / "folder").symlink_to(tmp_path)
     os.mkfifo(root / "pipe")
@@ -79,17 +81,33 @@ def test_links_and_pipes_are_not_followed(tmp_path: Path) -> None:
     (root / "deep" / "up").symlink_to("..")
     for name in ("link", "folder/outside.txt", "pipe", "deep"):
         with pytest.raises(files.Refused):
-            files.open_to_read(str(root), name)
+            folder.open_to_read(name)
     with pytest.raises(files.Refused):
-        files.open_to_write(str(root), "folder/new.txt")
-    found, cut = files.listed(str(root))
+        folder.open_to_write("folder/new.txt")
+    found, cut = folder.listed()
     assert [one[:2] for one in found] == [["kept.txt", 4]]
     assert cut
-    os.close(files.open_to_write(str(root), "link"))
-    os.close(files.open_to_write(str(root), "pipe"))
+    os.close(folder.open_to_write("link"))
+    os.close(folder.open_to_write("pipe"))
     assert stat.S_ISREG((root / "link").lstat().st_mode)
     assert outside.read_text() == "outside"
     assert files.space_used(str(root), 100)[1] == 7
+
+
+def test_a_folder_is_held_even_if_its_path_leads_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "key.txt").write_text("secret")
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "own.txt").write_text("own")
+    folder = files.Folder(str(root))
+    root.rename(tmp_path / "moved")
+    root.symlink_to(tmp_path / "secrets")
+    assert [one[0] for one in folder.listed()[0]] == ["own.txt"]
+    with pytest.raises(files.Refused):
+        folder.open_to_read("key.txt")
+    with pytest.raises(OSError, match="directory"):
+        files.Folder(str(root))
 
 
 @pytest.mark.parametrize(

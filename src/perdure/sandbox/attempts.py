@@ -168,6 +168,13 @@ try:
     os.mkfifo("pipe")
 except (OSError, AttributeError) as error:
     print(error)
+here = os.getcwd()
+try:
+    os.rename(here, here + "-moved")
+    os.symlink({folder!r}, here)
+    print("the folder itself is a link now")
+except OSError as error:
+    print("no link in the folder's place", error)
 for name in ("a\\nb", "c\\rd", "e\\x1b[2Jf", "back\\\\slash"):
     try:
         open(name, "w").write("strange")
@@ -273,7 +280,7 @@ OUTPUT = "while True: print('x' * 1000)"
 KILLS = """
 import os, signal
 for pid in (1, os.getppid() if hasattr(os, "getppid") else 2):
-    for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM):
+    for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM, signal.SIGINT):
         try:
             os.kill(pid, number)
         except (OSError, AttributeError) as error:

@@ -130,7 +130,7 @@ class Session(Protocol):
         ...
 
     def get(self, name: str) -> AsyncIterator[bytes]:
-        """Give a regular file's bytes in pieces. Raises FileRefused."""
+        """Give a regular file's bytes in pieces. Raises FileRefused. Breaking off in the middle ends the session."""
         ...
 
     async def files(self) -> dict[str, FileInfo]:

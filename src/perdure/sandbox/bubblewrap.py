@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
+import re
 import secrets
 import shutil
 import sys
@@ -25,10 +27,11 @@ from perdure.sandbox.base import DATA, CheckReport, Depth, Limits, SandboxFailur
 from perdure.sandbox.bpf import filter_for
 from perdure.sandbox.bundle import BOOT, boot_bytes
 from perdure.sandbox.environment import Environment
-from perdure.sandbox.kinds import Boxes, variables
+from perdure.sandbox.kinds import Boxes, others_processes, variables
 from perdure.sandbox.process import ProcessSession
 from perdure.sandbox.self_check import check_walls
 
+COUNTED_APART = (5, 14)
 FIRST_UID = 1_610_612_736
 UIDS = 1 << 26
 SHARED_BYTES = 64 * 1024**2
@@ -58,7 +61,7 @@ class Bubblewrap:
             as_file(GROUPS.format(uid=uid or 1000).encode()),
         ]
         config = {
-            "limits": {name: getattr(limits, name) for name in limits.__struct_fields__},
+            "limits": self._counted(limits, uid),
             "data": DATA,
             "environment": variables(self.environment, DATA, "/tmp"),  # noqa: S108  # the box's own
             "font_cache": str(self.environment.font_cache or ""),
@@ -75,6 +78,15 @@ class Bubblewrap:
         finally:
             for number in handed:
                 os.close(number)
+
+    @staticmethod
+    def _counted(limits: Limits, uid: int) -> dict[str, int | float]:
+        """Return the limits as numbers. Before Linux 5.14 processes were counted over all namespaces of a user."""
+        numbers = {name: getattr(limits, name) for name in limits.__struct_fields__}
+        version = tuple(int(part) for part in re.findall(r"\d+", platform.release())[:2])
+        if version < COUNTED_APART:
+            numbers["processes"] += others_processes(uid)
+        return numbers
 
     def command(self, limits: Limits, handed: list[int], *, root: bool) -> list[str]:
         """Return the command line. `handed` are descriptors: the filter, and the files of users and groups."""

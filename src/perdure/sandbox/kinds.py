@@ -6,6 +6,7 @@ Rule: a box is written down before it is used, so that a server that was killed 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -16,6 +17,8 @@ from perdure.sandbox.left_behind import Records
 from perdure.sandbox.process import ProcessSession
 
 SomeSession = TypeVar("SomeSession", bound=ProcessSession)
+STARTERS = {"SYSTEMROOT": os.environ["SYSTEMROOT"]} if os.name == "nt" else {}
+"""What a process is started with. Windows starts none without its one."""
 OWN_PATH = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -35,6 +38,21 @@ def variables(environment: Environment, data: str, scratch: str) -> dict[str, st
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONNOUSERSITE": "1",
     }
+
+
+def others_processes(uid: int) -> int:
+    """Return how many processes and threads this user has already: the limit counts them in, unless `uid` is new."""
+    if uid:
+        return 0
+    me, count = os.getuid(), 0
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if entry.stat().st_uid == me:
+                    count += sum(1 for _ in (entry / "task").iterdir())
+            except OSError:  # it ended between two looks
+                continue
+    return count
 
 
 class Boxes:
@@ -68,7 +86,7 @@ class Boxes:
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.PIPE,
                 pass_fds=tuple(handed),
-                env={},  # also for what starts the box: process 1 would show its variables
+                env=STARTERS,  # for what starts the box, too: process 1 would show its variables
                 cwd="/",
             )
         except OSError as error:

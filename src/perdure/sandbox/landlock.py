@@ -23,7 +23,7 @@ from perdure.sandbox.bpf import filter_for
 from perdure.sandbox.bubblewrap import new_uid
 from perdure.sandbox.bundle import BOOT, boot_bytes
 from perdure.sandbox.environment import Environment, readable_environment
-from perdure.sandbox.kinds import Boxes, variables
+from perdure.sandbox.kinds import Boxes, others_processes, variables
 from perdure.sandbox.process import ProcessSession
 from perdure.sandbox.self_check import check_walls
 
@@ -89,7 +89,11 @@ class Landlock:
             "filter": base64.b64encode(code).decode(),
             "by_descriptor": not self.as_root,
             "scope_signals": self.version >= SIGNALS_SINCE,
-            "files": {"readable": readable, "devices": list(DEVICES), "writable": [str(folder)]},
+            "files": {
+                "readable": readable,
+                "devices": list(DEVICES),
+                "writable": [str(folder / "data"), str(folder / "tmp")],
+            },
         }
 
     async def self_check(self, depth: Depth = "walls") -> CheckReport:
@@ -126,18 +130,3 @@ def make_folder(uid: int) -> Path:
     if uid:
         os.chown(folder, uid, uid)
     return folder
-
-
-def others_processes(uid: int) -> int:
-    """Return how many processes and threads this user has already: the limit counts them in, unless `uid` is new."""
-    if uid:
-        return 0
-    me, count = os.getuid(), 0
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if entry.stat().st_uid == me:
-                    count += sum(1 for _ in (entry / "task").iterdir())
-            except OSError:  # it ended between two looks
-                continue
-    return count

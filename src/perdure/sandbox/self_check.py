@@ -47,7 +47,17 @@ PUBLIC_VARIABLES = {"PATH", "LANG", "HOME", "PWD", "TMPDIR", "SHELL", "TERM", "U
 SHORT_VALUE = 7
 SEEN_LETTERS = 2000
 AT_ONCE = 4
-GET_REFUSED = ("link.txt", "passwd", "loop", "pipe", "folder/etc/passwd", "../etc/passwd", "/etc/passwd", "a\nb")
+GET_REFUSED = (
+    "link.txt",
+    "passwd",
+    "loop",
+    "pipe",
+    "folder/etc/passwd",
+    "secret.txt",
+    "../etc/passwd",
+    "/etc/passwd",
+    "a\nb",
+)
 PUT_REFUSED = ("../out.txt", "/out.txt", "a/../../b", "a\nb", "folder/tmp/out.txt", "e\x1b[2J", ".", "")
 
 
@@ -281,7 +291,9 @@ async def _links(ground: Ground) -> tuple[bool, str]:
     before = _state(ground.bait.secret)
     session = await ground.session()
     try:
-        heard = await _hear(session, attempts.TOOLS + attempts.LINKS.format(secret=ground.bait.secret))
+        heard = await _hear(
+            session, attempts.TOOLS + attempts.LINKS.format(secret=ground.bait.secret, folder=ground.bait.folder)
+        )
         listed = await session.files()
         lines = [f"listed: {sorted(listed)}"]
         holds = "deep/er/fine.txt" in listed and not {"link.txt", "passwd", "loop", "pipe"} & set(listed)
@@ -359,7 +371,10 @@ ANY = ("ok", "error", "timeout", "died", "processes")
 LIMITS_MET: list[Check] = [
     ("fork bomb", _spent("import os\n" + attempts.FORKS, SHORT, *ANY)),
     ("10 GB allocation", _spent(attempts.MEMORY, LIMITS, "error", "memory", says=("memory",))),
-    ("memory of several processes", _spent(attempts.MEMORY_TOGETHER, LIMITS, "memory", "error", says=("memory",))),
+    (
+        "memory of several processes",
+        _spent(attempts.MEMORY_TOGETHER, LIMITS, "memory", "error", says=("memory", "processes")),
+    ),
     ("shared memory", _spent(attempts.MEMORY_SHARED, LIMITS, "memory", "error", says=("memory",))),
     ("full disk", _spent(attempts.DISK, LIMITS, "error", "disk", says=("/mnt/data",))),
     ("files without end", _spent(attempts.DISK_FILES, LIMITS, "error", "disk", "timeout", says=("disk",))),

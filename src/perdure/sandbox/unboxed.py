@@ -11,8 +11,8 @@ import os
 from perdure.sandbox.base import CheckReport, Depth, Limits, Session, WallCheck
 from perdure.sandbox.bundle import BOOT, boot_bytes
 from perdure.sandbox.environment import Environment
-from perdure.sandbox.kinds import Boxes, variables
-from perdure.sandbox.landlock import make_folder, others_processes
+from perdure.sandbox.kinds import Boxes, others_processes, variables
+from perdure.sandbox.landlock import make_folder
 from perdure.sandbox.process import ProcessSession
 
 log = logging.getLogger("perdure.sandbox")

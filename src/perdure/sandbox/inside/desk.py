@@ -13,6 +13,7 @@ class Desk:
 
     def __init__(self, root: str, send: Callable[..., None]) -> None:
         self.root = root
+        self._folder = files.Folder(root)
         self._send = send
         self._writing: int | None = None
         self._refused = ""
@@ -21,7 +22,7 @@ class Desk:
         """Serve one frame. A file that can not be had is an answer (`failed`), never an exception."""
         op = head["op"]
         if op == "files":
-            found, cut = files.listed(self.root)
+            found, cut = self._folder.listed()
             self._send({"op": "files", "files": found, "cut": cut})
         elif op == "put":
             self._begin(head["name"])
@@ -35,7 +36,7 @@ class Desk:
     def _begin(self, name: str) -> None:
         self._refused, self._writing = "", None
         try:
-            self._writing = files.open_to_write(self.root, name)
+            self._writing = self._folder.open_to_write(name)
         except files.Refused as refusal:
             self._refused = str(refusal)
 
@@ -55,7 +56,7 @@ class Desk:
 
     def _get(self, name: str) -> None:
         try:
-            place, size = files.open_to_read(self.root, name)
+            place, size = self._folder.open_to_read(name)
         except files.Refused as refusal:
             self._send({"op": "failed", "words": str(refusal)})
             return

@@ -47,6 +47,8 @@ class Warden:
         self.stopping = ""
         self.kernel_in = self.kernel_out = self.prints = -1
         self.reader = frames.FrameReader()
+        self.silent = False
+        """Whether nobody holds the writing end of the kernel's prints any more."""
 
     def serve(self) -> None:
         """Serve until the server closes its end or says stop."""
@@ -80,6 +82,7 @@ class Warden:
         self.kernel_out, to_write = os.pipe()
         self.prints, to_print = os.pipe()
         self.reader = frames.FrameReader()
+        self.silent = False
         self.kernel = os.fork()
         if self.kernel == 0:
             self._become_kernel(to_read, to_write, to_print, preload)
@@ -126,7 +129,7 @@ class Warden:
             said = _read(self.prints)
             if said:
                 sys.stderr.write(said.decode("utf-8", "replace"))
-            for head, _ in self.reader.feed(_read(self.kernel_out)):
+            for head, _ in self.reader.feed(_read(self.kernel_out) or b""):
                 if head["op"] == op:
                     return head
             if self._kernel_ended():
@@ -190,7 +193,8 @@ class Warden:
         next_look = time.monotonic() + tick
         while True:
             writable = [1] if self.telling.waiting else []
-            ready, _, _ = select.select([0, self.prints, self.kernel_out], writable, [], TICK_SECONDS)
+            heard = [0, self.kernel_out, *([] if self.silent else [self.prints])]
+            ready, _, _ = select.select(heard, writable, [], TICK_SECONDS)
             done = self._listen()
             self._tell_server()
             if done is not None:
@@ -237,13 +241,16 @@ class Warden:
         What it printed before it said something is in the pipe already, so the prints go first.
         """
         said = _read(self.kernel_out)
-        while True:
+        while not self.silent:
             printed = _read(self.prints)
-            self.telling.add_prints(printed)
-            if len(printed) < frames.CHUNK_BYTES:
+            self.silent = printed == b""
+            self.telling.add_prints(printed or b"")
+            if printed is None or len(printed) < frames.CHUNK_BYTES:
                 break
+        if said == b"":  # the code closed the kernel's end
+            return {"outcome": "died"}
         try:
-            for head, body in self.reader.feed(said):
+            for head, body in self.reader.feed(said or b""):
                 if head["op"] == "image":
                     self.telling.add_image(str(head.get("media_type")), body)
                     self._acknowledge(head.get("number"))
@@ -271,11 +278,12 @@ class Warden:
                 left = left[os.write(1, left) :]
 
 
-def _read(number: int) -> bytes:
+def _read(number: int) -> bytes | None:
+    """Return what there is; None for nothing, b"" at the end."""
     try:
         return os.read(number, frames.CHUNK_BYTES)
     except BlockingIOError:
-        return b""
+        return None
 
 
 def _fork_from_keeper(server: int) -> None:
@@ -313,6 +321,7 @@ def main(config: dict[str, Any]) -> None:
     if config["die_with_parent"]:  # after the change of uid, which would clear it; root's bubblewrap may not signal us
         walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a handler is the one thing that lets the code signal process 1
     warden = Warden(config)
     try:
         warden.serve()

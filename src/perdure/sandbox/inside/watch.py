@@ -13,8 +13,23 @@ from typing import Any
 from .files import space_used
 from .processes import Processes
 
+SHORT_BYTES = 256 * 1024**2
 DISK_SHARE = 0.1
 """Counting a folder takes at most this share of the time."""
+
+
+def _machine_is_short() -> bool:
+    """Whether the machine runs out of memory: what the kernel holds for a session is counted nowhere else."""
+    known = {}
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                name, _, rest = line.partition(":")
+                known[name] = int(rest.split()[0]) * 1024
+    except (OSError, ValueError):
+        return False
+    total, left = known.get("MemTotal", 0), known.get("MemAvailable", 0)
+    return "MemAvailable" in known and left < min(SHORT_BYTES, total // 50)
 
 
 class Watch:
@@ -40,7 +55,7 @@ class Watch:
     def look(self) -> str:
         """Return the limit that is not kept, or ''."""
         usage = self.processes.usage(self.limits["memory_bytes"])
-        if usage.memory_bytes > self.limits["memory_bytes"]:
+        if usage.memory_bytes > self.limits["memory_bytes"] or _machine_is_short():
             return "memory"
         if usage.processes > self.limits["processes"] * 2:  # where the rlimit counts others' processes too
             return "processes"
