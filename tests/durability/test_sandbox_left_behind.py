@@ -38,7 +38,7 @@ async def main():
         for busy in (False, True):
             session = await sandbox.start(Limits())
             text = code if kind != "wasm" else ""
-            await session.run(text + "open('/mnt/data/file.txt', 'w').write('x')", tell)
+            await session.run(text + f"open('/mnt/data/{sys.argv[2]}', 'w').write('x')", tell)
             if busy:
                 calls.append(asyncio.create_task(session.run("while True: pass", tell)))
     await asyncio.sleep(0.2)
@@ -49,13 +49,16 @@ asyncio.run(main())
 """
 
 
-def outside() -> tuple[list[str], set[str], set[str]]:
-    """Return what a session could leave on this machine: mounts, folders, cgroups."""
-    mounts = Path("/proc/self/mounts").read_text().splitlines()
-    folders = {str(path) for path in Path(tempfile.gettempdir()).glob("perdure-box-*")}
-    groups = {str(path) for path in Path("/sys/fs/cgroup").glob("*/*/")} | {
-        str(path) for path in Path("/sys/fs/cgroup").glob("*/")
-    }
+def outside(mark: str) -> tuple[list[str], list[str], set[str]]:
+    """Return what these sessions could leave on this machine: mounts, folders with a file named by the mark, cgroups.
+
+    Others may run sessions of their own here meanwhile.
+    """
+    mounts = [
+        line for line in Path("/proc/self/mounts").read_text().splitlines() if "perdure" in line or "/mnt" in line
+    ]
+    folders = [str(path) for path in Path(tempfile.gettempdir()).glob(f"perdure-box-*/data/{mark}")]
+    groups = {str(path) for path in Path("/sys/fs/cgroup").glob("**/*perdure*")}
     return mounts, folders, groups
 
 
@@ -71,8 +74,9 @@ def sleeper(mark: str) -> str:
 
 @pytest.mark.parametrize("kind", ["bubblewrap", "landlock"])
 def test_fifty_sessions_leave_nothing(kind: str, tmp_path: Path) -> None:
-    before, mark = outside(), own_mark()
-    code = f"import subprocess\nsubprocess.Popen(['sleep', '{mark}'], start_new_session=True)\n6 * 7"
+    mark = own_mark()
+    before = outside(mark)
+    code = f"import subprocess\nsubprocess.Popen(['sleep', '{mark}'], start_new_session=True)\nopen('{mark}', 'w').close()\n6 * 7"
 
     async def one(number: int) -> None:
         session = await sandbox.start(Limits())
@@ -94,14 +98,15 @@ def test_fifty_sessions_leave_nothing(kind: str, tmp_path: Path) -> None:
 
     sandbox = sandbox_of(kind, tmp_path)
     asyncio.run(play())
-    assert outside() == before
+    assert outside(mark) == before
     assert list(records_of(code_settings(tmp_path)).folder.glob("*")) == []
 
 
 @pytest.mark.parametrize("stopped", [False, True])
 def test_kill_of_the_server_leaves_nothing(stopped: bool, tmp_path: Path) -> None:
     """Its boxes end by themselves; those that can not (stopped here), and folders, the next server removes."""
-    before, mark = outside(), own_mark()
+    mark = own_mark()
+    before = outside(mark)
     owner = subprocess.Popen(
         [sys.executable, "-c", OWNER, str(tmp_path), mark], stdout=subprocess.PIPE, text=True, start_new_session=True
     )
@@ -125,7 +130,7 @@ def test_kill_of_the_server_leaves_nothing(stopped: bool, tmp_path: Path) -> Non
     assert asyncio.run(until_gone(sleeper(mark))) == []
     for box in boxes:
         assert asyncio.run(_ended(box["pid"], box["began"]))
-    assert outside() == before
+    assert outside(mark) == before
     assert records.sweep() == []
 
 

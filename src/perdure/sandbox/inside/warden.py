@@ -30,6 +30,8 @@ SLOW_TICK_SECONDS = 0.1
 """Where every process of the machine has to be looked at."""
 GRACE_SECONDS = 2.0
 START_SECONDS = 60.0
+DESCRIPTORS = 256
+"""More than a warden ever has open."""
 
 
 class Warden:
@@ -98,8 +100,9 @@ class Warden:
             os.dup2(nothing, 0)
             os.dup2(to_print, 1)
             os.dup2(to_print, 2)
-            for number in (self.kernel_in, self.kernel_out, self.prints, to_print, nothing):
-                os.close(number)
+            low, high = sorted((to_read, to_write))
+            for begin, end in ((3, low), (low + 1, high), (high + 1, DESCRIPTORS)):
+                os.closerange(begin, end)  # the server's pipes, the folder's descriptor, and whatever comes to be here
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             walls.prctl(walls.PR_SET_PDEATHSIG, signal.SIGKILL)
             walls.prctl(walls.PR_SET_DUMPABLE, 1)
