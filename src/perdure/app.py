@@ -31,22 +31,27 @@ from perdure.api.routes import routes
 from perdure.blobs import open_blobs
 from perdure.engine.dispatch import LocalDispatch
 from perdure.engine.housekeeping import Housekeeping
+from perdure.engine.ingestion import Ingestion, IngestionSettings
 from perdure.engine.live import Feeds
 from perdure.engine.worker import Worker, WorkerSettings
 from perdure.errors import OperatorError, Unavailable
 from perdure.ids import RandomIds, SystemClock
 from perdure.models.base import Model
 from perdure.models.chat_completions import ChatCompletionsModel
+from perdure.models.cuts import TokenCuts
+from perdure.models.embedders import EmbedderRegistry, builtin_embedder
 from perdure.models.embeddings import EMBEDDER_NAME, Embedder, embedder_installed
 from perdure.models.forward import build_forwards
 from perdure.models.names import BUILTIN, ModelRegistry
 from perdure.models.scripted import ScriptedModel, load_script
+from perdure.search.extract import Extractor
 from perdure.settings import Settings
 from perdure.store.db import Database, EdgeWatch
 from perdure.store.key_stamp import KeyStamp
 from perdure.store.keys import any_key_made
 from perdure.store.postgres import PostgresDatabase
 from perdure.store.sqlite import SqliteDatabase
+from perdure.tools.vector_search import VectorSearch
 
 log = logging.getLogger("perdure")
 
@@ -119,15 +124,12 @@ def _with_embedder(model_map: dict[str, str]) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def _beyond(context: Context, settings: Settings) -> AsyncIterator[ASGIApp]:
+async def _beyond(context: Context, settings: Settings, embedder: Embedder | None) -> AsyncIterator[ASGIApp]:
     """Open what answers the paths that are not Perdure's own."""
     async with AsyncExitStack() as stack:
         forwards = build_forwards(settings)
         for forward in forwards.values():
             stack.push_async_callback(forward.close)
-        embedder = Embedder() if embedder_installed() else None
-        if embedder is not None:
-            stack.push_async_callback(embedder.close)
         yield Passthrough(context, forwards, embedder, patterns=settings.passthrough, model_map=settings.model_map)
 
 
@@ -156,9 +158,10 @@ def _builtin(settings: Settings, *, needed: bool) -> tuple[str, Model] | None:
 class Running:
     """A server that answers. `url` is the base URL to give to clients."""
 
-    def __init__(self, worker: Worker, models: ModelRegistry, *, open_without_key: bool) -> None:
+    def __init__(self, worker: Worker, ingestion: Ingestion, models: ModelRegistry, *, open_without_key: bool) -> None:
         self.url = ""
         self.worker = worker
+        self.ingestion = ingestion
         self.models = models
         self.open_without_key = open_without_key
 
@@ -185,11 +188,23 @@ async def _open_parts(settings: Settings, watch: EdgeWatch | None, stack: AsyncE
     await _warm_up(models)
     stamp = _stamp(settings, stack)
     clock, ids, dispatch, feeds = SystemClock(), RandomIds(), LocalDispatch(), Feeds(database)
+    embedder = builtin_embedder()
+    if embedder is not None:
+        stack.push_async_callback(embedder.close)
+    embedders = EmbedderRegistry(settings, clock, embedder=embedder)
+    stack.push_async_callback(embedders.close)
+    extractor = Extractor()
+    stack.push_async_callback(extractor.close)
+    ingestion = Ingestion(database, blobs, extractor, embedders, TokenCuts(), clock, ids, _ingestion_settings(settings))
+    dispatch.listen_to_files(ingestion)
+    search = VectorSearch(database, embedders, clock, settings.search_cache_bytes)
     worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings))
     dispatch.listen(worker)
     context = Context(
         database=database,
         blobs=blobs,
+        embedders=embedders,
+        search=search,
         feeds=feeds,
         dispatch=dispatch,
         models=models,
@@ -199,13 +214,14 @@ async def _open_parts(settings: Settings, watch: EdgeWatch | None, stack: AsyncE
         keys=Keys(database, stamp, open_without_key=settings.on_loopback),
     )
     open_now = settings.on_loopback and not await database.read(any_key_made)
-    beyond = await stack.enter_async_context(_beyond(context, settings))
+    beyond = await stack.enter_async_context(_beyond(context, settings, embedder))
     app = _with_cors(Front(routes(context, beyond)), settings)
     await worker.start()
+    await ingestion.start()
     housekeeping = Housekeeping(database, blobs, clock, orphan_seconds=settings.orphan_seconds)
     stack.push_async_callback(housekeeping.stop)
     housekeeping.start()
-    return app, Running(worker, models, open_without_key=open_now)
+    return app, Running(worker, ingestion, models, open_without_key=open_now)
 
 
 def _with_cors(app: ASGIApp, settings: Settings) -> ASGIApp:
@@ -252,6 +268,15 @@ def _worker_settings(settings: Settings) -> WorkerSettings:
     )
 
 
+def _ingestion_settings(settings: Settings) -> IngestionSettings:
+    return IngestionSettings(
+        concurrency=settings.ingestion_concurrency,
+        lease_seconds=settings.lease_seconds,
+        grace_seconds=settings.shutdown_grace_seconds,
+        exclusive=settings.database_url is None,
+    )
+
+
 def _api_settings(settings: Settings) -> ApiSettings:
     return ApiSettings(
         run_expiry_seconds=settings.run_expiry_seconds,
@@ -264,6 +289,7 @@ def _api_settings(settings: Settings) -> ApiSettings:
         file_limit_bytes=settings.file_limit_bytes,
         upload_limit_bytes=settings.upload_limit_bytes,
         refuse_downloads=settings.refuse_downloads,
+        vector_stores_per_assistant=settings.vector_stores_per_assistant,
     )
 
 
@@ -300,7 +326,7 @@ async def open_server(settings: Settings, watch: EdgeWatch | None = None) -> Asy
             yield running
         finally:
             # Runs first, while their streams can still be read; then the door.
-            await running.worker.drain()
+            await asyncio.gather(running.worker.drain(), running.ingestion.drain())
             server.stop()  # type: ignore[no-untyped-call]  # granian ships no types for it
             await asyncio.wait({serving}, timeout=settings.shutdown_grace_seconds + 1)
 

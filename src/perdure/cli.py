@@ -19,6 +19,7 @@ from perdure import __version__, cli_backup
 from perdure.cli_keys import keys_app
 from perdure.cli_models import models_app
 from perdure.cli_sandbox import sandbox_app
+from perdure.cli_vector_stores import vector_stores_app
 from perdure.errors import OperatorError
 from perdure.settings import Settings, read_settings, unknown_variables
 
@@ -31,6 +32,7 @@ app = typer.Typer(
 )
 app.add_typer(keys_app, name="keys")
 app.add_typer(models_app, name="models")
+app.add_typer(vector_stores_app, name="vector-stores")
 app.add_typer(sandbox_app, name="sandbox")
 cli_backup.register(app)
 out = Console(soft_wrap=True, highlight=False)

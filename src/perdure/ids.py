@@ -24,6 +24,8 @@ PREFIXES = {
     "message_id": "msg",
     "run_id": "run",
     "step_id": "step",
+    "vector_store_id": "vs",
+    "batch_id": "vsfb",
 }
 
 

@@ -125,6 +125,17 @@ class Settings(BaseSettings):
     )
     concurrency: int = Field(64, ge=1, description="Runs worked on at once. More wait in the queue, oldest first.")
     run_expiry_seconds: int = Field(600, ge=1, description="Time from a run's creation to its expiry.")
+    ingestion_concurrency: int = Field(
+        2, ge=1, description="Files of vector stores that are read at once. More wait in the line; few go before many."
+    )
+    search_cache_bytes: int = Field(
+        1024 * 1024 * 1024,
+        ge=0,
+        description="Memory for the indexes of vector stores; what was not searched for longest is loaded anew.",
+    )
+    vector_stores_per_assistant: int | None = Field(
+        None, ge=1, description="Vector stores that an assistant or a thread may name. Unset: any number; hosted: 1."
+    )
     lease_seconds: float = Field(
         30.0, ge=1, description="A worker's hold on a run, renewed three times as often. Lapsed, the run is recovered."
     )

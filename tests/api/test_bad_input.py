@@ -332,7 +332,6 @@ def test_wrong_prefixes(plain: httpx2.Client, thread_id: str) -> None:
         ("GET", "/../../etc/passwd"),
         ("GET", "//assistants"),
         ("POST", "/threads/thread_1/runs/run_1/steps/step_1/x"),
-        ("GET", "/vector_stores"),
     ],
 )
 def test_unknown_paths(plain: httpx2.Client, method: str, path: str) -> None:
@@ -405,14 +404,11 @@ def ids(plain: httpx2.Client) -> dict[str, str]:
     thread = plain.post("/threads", json={"messages": [{"role": "user", "content": "x"}]}).json()["id"]
     message = plain.get(f"/threads/{thread}/messages").json()["data"][0]["id"]
     run = plain.post(f"/threads/{thread}/runs", json={"assistant_id": assistant}).json()["id"]
+    store = plain.post("/vector_stores").json()["id"]
     upload = plain.post("/uploads", json={"filename": "a", "purpose": "batch", "bytes": 1, "mime_type": "x"}).json()
-    return {
-        "assistant_id": assistant,
-        "thread_id": thread,
-        "message_id": message,
-        "run_id": run,
-        "upload_id": upload["id"],
-    }
+    ids = {"assistant_id": assistant, "thread_id": thread, "message_id": message, "run_id": run}
+    more = {"file_id": "file-none", "batch_id": "vsfb_none", "upload_id": upload["id"]}
+    return {**ids, "vector_store_id": store, **more}
 
 
 @settings(derandomize=True, max_examples=700, deadline=None, database=None)

@@ -30,7 +30,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]
     """The address and a key of a server that lets nobody in without one."""
     folder = tmp_path_factory.mktemp("fuzz")
     key = create_key(folder / "data")
-    with running_server(folder / "data", script=write_script(folder)) as url:
+    with running_server(folder / "data", script=write_script(folder), embedding_model="hashing") as url:
         yield url, key
 
 
@@ -47,7 +47,16 @@ def objects(client: Client) -> dict[str, str]:
         "file_id": client.files.create(file=b"some text", purpose="assistants").id,
         "upload_id": client.uploads.create(filename="a", purpose="batch", bytes=8, mime_type="text/plain").id,
         "step_id": client.beta.threads.runs.steps.list(run.id, thread_id=thread.id).data[0].id,
+        **stored(client),
     }
+
+
+def stored(client: Client) -> dict[str, str]:
+    """Make a vector store with a file."""
+    store = client.vector_stores.create()
+    file = client.files.create(file=("a.txt", b"Some words."), purpose="assistants")
+    batch = client.vector_stores.file_batches.create_and_poll(store.id, file_ids=[file.id], poll_interval_ms=20)
+    return {"vector_store_id": store.id, "file_id": file.id, "batch_id": batch.id}
 
 
 def configuration(found: dict[str, str]) -> str:

@@ -109,4 +109,4 @@ def test_every_operation_is_on_the_compatibility_page() -> None:
             continue
         expected = "partly" if operation.lacks else "supported"
         assert rows.pop(f"{operation.method} {operation.plain_path}") == expected
-    assert set(rows.values()) == {"not"}
+    assert set(rows.values()) <= {"not"}

@@ -354,7 +354,7 @@ def test_an_upstream_that_is_not_there(data: Path) -> None:
         "/%61ssistants/a/b",
         "/files/x/other",
         "/uploads/x/other",
-        "/vector_stores",
+        "/vector_stores/vs_x/other",
         "/x/../assistants",
         "/x/%2e%2e/secret",
         "/x/..%2fsecret",

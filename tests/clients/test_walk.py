@@ -22,7 +22,7 @@ from tests.server import running_server
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("walk")
-    with running_server(folder / "data", script=write_script(folder)) as base_url:
+    with running_server(folder / "data", script=write_script(folder), embedding_model="hashing") as base_url:
         yield base_url
 
 

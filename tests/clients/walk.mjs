@@ -42,7 +42,24 @@ async function newMessage() {
   return [(await messages.list(thread.id)).data[0].id, { thread_id: thread.id }];
 }
 
-const newFile = async (more = {}) =>
+const newStore = () => client.vectorStores.create({ name: "Walk", metadata });
+
+async function newFile(name = "a.txt", text = "Some words to be found.") {
+  return (await client.files.create({ file: await toFile(Buffer.from(text), name), purpose: "assistants" })).id;
+}
+
+async function storeWithFile() {
+  const store = await newStore();
+  const file = await client.vectorStores.files.createAndPoll(store.id, { file_id: await newFile() });
+  must(file.status === "completed", "the file is read");
+  return [store.id, file.id];
+}
+
+async function newBatch(store) {
+  const file_ids = [await newFile("b.txt"), await newFile("c.txt")];
+  return (await client.vectorStores.fileBatches.create(store.id, { file_ids })).id;
+}
+const sentFile = async (more = {}) =>
   files.create({ file: await toFile(Buffer.from("some text"), "a.txt"), purpose: "assistants", ...more });
 const newUpload = (bytes) =>
   uploads.create({ filename: "a.txt", purpose: "assistants", mime_type: "text/plain", bytes });
@@ -135,22 +152,76 @@ const walk = {
     const refusal = await client.models.delete("scripted").catch((error) => error);
     must(refusal instanceof BadRequestError, "a model can not be deleted");
   },
+  createVectorStore: newStore,
+  listVectorStores: async () => {
+    const store = await newStore();
+    must((await client.vectorStores.list({ limit: 1 })).data[0].id === store.id, "the newest comes first");
+  },
+  getVectorStore: async () => client.vectorStores.retrieve((await newStore()).id),
+  modifyVectorStore: async () => client.vectorStores.update((await newStore()).id, { name: "Other", metadata: null }),
+  deleteVectorStore: async () => must((await client.vectorStores.delete((await newStore()).id)).deleted, "deleted"),
+  searchVectorStore: async () => {
+    const [store, file] = await storeWithFile();
+    const [found] = await collect(client.vectorStores.search(store, { query: "words" }));
+    must(found.file_id === file && found.content[0].text.includes("words"), "the file is found");
+  },
+  createVectorStoreFile: storeWithFile,
+  listVectorStoreFiles: async () => {
+    const [store] = await storeWithFile();
+    must((await collect(client.vectorStores.files.list(store, { filter: "completed" }))).length === 1, "one file");
+  },
+  getVectorStoreFile: async () => {
+    const [vector_store_id, file] = await storeWithFile();
+    await client.vectorStores.files.retrieve(file, { vector_store_id });
+  },
+  updateVectorStoreFileAttributes: async () => {
+    const [vector_store_id, file] = await storeWithFile();
+    await client.vectorStores.files.update(file, { vector_store_id, attributes: { a: "x", b: 1, c: true } });
+  },
+  deleteVectorStoreFile: async () => {
+    const [vector_store_id, file] = await storeWithFile();
+    must((await client.vectorStores.files.delete(file, { vector_store_id })).deleted, "deleted");
+  },
+  retrieveVectorStoreFileContent: async () => {
+    const [vector_store_id, file] = await storeWithFile();
+    const pieces = await collect(client.vectorStores.files.content(file, { vector_store_id }));
+    must(pieces[0].text === "Some words to be found.", "the text of the file");
+  },
+  createVectorStoreFileBatch: async () => {
+    const files = [await toFile(Buffer.from("one"), "1.txt"), await toFile(Buffer.from("two"), "2.txt")];
+    const batch = await client.vectorStores.fileBatches.uploadAndPoll((await newStore()).id, { files });
+    must(batch.status === "completed" && batch.file_counts.completed === 2, "both are read");
+  },
+  getVectorStoreFileBatch: async () => {
+    const store = await newStore();
+    const batch = await client.vectorStores.fileBatches.poll(store.id, await newBatch(store));
+    must(batch.file_counts.completed === 2, "both are read");
+  },
+  cancelVectorStoreFileBatch: async () => {
+    const store = await newStore();
+    await client.vectorStores.fileBatches.cancel(await newBatch(store), { vector_store_id: store.id });
+  },
+  listFilesInVectorStoreBatch: async () => {
+    const store = await newStore();
+    const files = client.vectorStores.fileBatches.listFiles(await newBatch(store), { vector_store_id: store.id });
+    must((await collect(files)).length === 2, "two files");
+  },
   createFile: async () => {
-    const file = await newFile({ expires_after: { anchor: "created_at", seconds: 3600 } });
+    const file = await sentFile({ expires_after: { anchor: "created_at", seconds: 3600 } });
     must(file.bytes === 9 && file.filename === "a.txt" && file.expires_at === file.created_at + 3600, "what was sent");
   },
   listFiles: async () => {
-    const made = [await newFile(), await newFile(), await newFile()];
+    const made = [await sentFile(), await sentFile(), await sentFile()];
     const listed = await collect(files.list({ limit: 2, order: "asc", purpose: "assistants" }));
     must(made.every(({ id }) => listed.some((one) => one.id === id)), "all in pages of two");
   },
   retrieveFile: async () => {
-    const { id } = await newFile();
+    const { id } = await sentFile();
     must((await files.retrieve(id)).status === "processed", "processed");
     must((await files.waitForProcessing(id)).id === id, "there is nothing to wait for");
   },
-  deleteFile: async () => must((await files.delete((await newFile()).id)).deleted, "deleted"),
-  downloadFile: async () => must((await (await files.content((await newFile()).id)).text()) === "some text", "its bytes"),
+  deleteFile: async () => must((await files.delete((await sentFile()).id)).deleted, "deleted"),
+  downloadFile: async () => must((await (await files.content((await sentFile()).id)).text()) === "some text", "its bytes"),
   createUpload: async () => must((await newUpload(6)).status === "pending", "pending"),
   addUploadPart: async () => {
     const { id } = await newUpload(6);
@@ -186,6 +257,11 @@ const walk = {
     const events = await client.get(`/threads/${run.thread_id}/runs/${run.id}/events`, { stream: true });
     const names = (await collect(events)).map((one) => one.event);
     must(names[0] === "thread.run.created" && names.at(-1) === "thread.run.completed", "from the start to the end");
+  },
+  rebuildVectorStore: async () => {
+    const [store, file] = await storeWithFile();
+    must((await client.post(`/vector_stores/${store}/rebuild`)).status === "in_progress", "it is read again");
+    must((await client.vectorStores.files.poll(store, file)).status === "completed", "to the end");
   },
 };
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sqlite3
 from collections.abc import Callable, Coroutine
 from contextlib import closing
@@ -18,11 +19,14 @@ import asyncpg
 import pytest
 
 from perdure.errors import NotFound
+from perdure.search.terms import term_hash, unpack_terms
 from perdure.store import postgres, sqlite
 from perdure.store.assistants import get_assistant, list_assistants
+from perdure.store.chunks import list_texts, list_vectors, read_snapshot
 from perdure.store.db import Database, Dialect
 from perdure.store.event_log import list_events
 from perdure.store.files import find_orphans, get_file, list_files
+from perdure.store.ingestion import list_held_files, recover_file
 from perdure.store.keys import find_door, hash_key, list_keys
 from perdure.store.messages import list_messages
 from perdure.store.migrations import split_statements
@@ -31,6 +35,8 @@ from perdure.store.runs import get_run_body, list_held_runs, list_runs
 from perdure.store.sqlite import SqliteDatabase
 from perdure.store.steps import list_steps
 from perdure.store.threads import get_thread_body, insert_thread, list_threads
+from perdure.store.vector_store_files import list_store_files
+from perdure.store.vector_stores import list_vector_stores
 from perdure.wire.page import Page, PageQuery
 from perdure.wire.threads import Thread, ThreadFilters
 from perdure.wire.tools import ToolResources
@@ -43,6 +49,7 @@ KEYS = {
     1: "sk-perdure-dfWUp-neCk4vLIvV5ptB8dWiq55Q7lFoCc2aR3duZjo",
     2: "sk-perdure-oPMy7z5cEjYlJtJHXbq2ZKd7xb4wq0vFpccd4WsYcg0",
     3: "sk-perdure-oPMy7z5cEjYlJtJHXbq2ZKd7xb4wq0vFpccd4WsYcg0",
+    4: "sk-perdure-oPMy7z5cEjYlJtJHXbq2ZKd7xb4wq0vFpccd4WsYcg0",
 }
 """A key of each old database's default project; it opens nothing else."""
 
@@ -52,7 +59,11 @@ PART_BLOB = "3c80821683e0a7daaf054da96ba4b553"
 ALL = PageQuery(limit=100, order="asc")
 TABLES = ("projects", "api_keys", "assistants", "threads", "messages", "runs", "steps", "run_events", "tombstones")
 """What every version has."""
-NEW_TABLES = ("thread_metadata", "files", "file_uses", "uploads", "upload_parts")
+STORES_SINCE = 4
+NEW_TABLES = (
+    *("thread_metadata", "files", "file_uses", "uploads", "upload_parts"),
+    *("vector_stores", "file_batches", "vector_store_files", "chunks", "dead_chunks"),
+)
 """What came later."""
 
 
@@ -67,9 +78,10 @@ class Old(NamedTuple):
 
 
 def statements(version: int, dialect: Dialect) -> list[str]:
-    return split_statements(
-        (RELEASED / f"{version:04}.sql").read_text(encoding="utf-8"), dialect.serial, dialect.binary
-    )
+    """Return the SQL of a version; bytes are written `{blob 00ff}`, as the databases spell them differently."""
+    literal = r"X'\1'" if dialect.binary == "BLOB" else r"'\\x\1'"
+    text = (RELEASED / f"{version:04}.sql").read_text(encoding="utf-8")
+    return split_statements(re.sub(r"\{blob ([0-9a-f]*)\}", literal, text), dialect.serial, dialect.binary)
 
 
 def counters(tables: Tables, dialect: Dialect) -> list[str]:
@@ -150,6 +162,8 @@ async def check_all(database: Database, old: Old) -> None:
     await check_order(database, old.tables)
     if old.version >= FILES_SINCE:
         await check_files(database)
+    if old.version >= STORES_SINCE:
+        await check_stores(database)
 
 
 async def check_project(database: Database, tables: Tables) -> None:
@@ -195,6 +209,32 @@ async def check_keys(database: Database, old: Old) -> None:
     keys = await database.read(list_keys)
     assert {key.id: key.revoked_at for key in keys} == {row["id"]: row["revoked_at"] for row in old.tables["api_keys"]}
     assert any(key.revoked_at is not None for key in keys)
+
+
+async def check_stores(database: Database) -> None:
+    """Vector stores and files are listed with their counts; chunks are there; a file in work is found again."""
+    stores = bodies(await database.read(list_vector_stores, DEFAULT, ALL, FILES_TIME))
+    assert [(one["name"], one["status"]) for one in stores] == [
+        ("Fruit", "completed"),
+        ("", "completed"),
+        ("At work", "in_progress"),
+    ]
+    for store in stores:
+        files = bodies(await database.read(list_store_files, store["id"], DEFAULT, ALL, None))
+        assert store["file_counts"]["total"] == len(files)
+        for status in ("in_progress", "completed", "failed"):
+            assert store["file_counts"][status] == sum(one["status"] == status for one in files)
+    snapshot = await database.read(read_snapshot, stores[0]["id"])
+    assert snapshot is not None
+    (live,) = snapshot.files
+    (vector,) = await database.read(list_vectors, live.seq, live.attempt, -1, 10)
+    assert unpack_terms(vector.terms)[term_hash("apple")] == 1
+    assert len(vector.vector) % 4 == 0
+    (text,) = await database.read(list_texts, live.seq, live.attempt)
+    assert text.startswith("Apples and pears.")
+    (held,) = await database.read(list_held_files, None)
+    assert await database.run(recover_file, held, None, 3)
+    assert await database.read(list_held_files, None) == []
 
 
 async def check_files(database: Database) -> None:

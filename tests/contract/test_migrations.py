@@ -37,6 +37,7 @@ FINGERPRINTS = {
     "0001_start.sql": "570c56bbfb95add903b945305fba388c975901f0a64ed34fe62fe6e8bc1ccddf",
     "0002_waiting.sql": "e316b70d8803133ae3d34a78c04afd7d60edffa4deab0d8d91e445c478491542",
     "0003_files.sql": "68a5ab7907d066775864b671821ad8ecf95ba8b35a7d3edff9aa511420c96408",
+    "0004_vector_stores.sql": "5f3ffa6c3f3b66b1bd7a6b10fd2f9c5950322b78cd46b1dc4083a2583f101ad0",
     "fill_0002.py": "ebd70fcc7c0d8b877d59445c654cb6fe5220e050145644c0276b8b27eb1ed055",
 }
 
@@ -106,6 +107,7 @@ async def opened_and_closed(old: Old) -> None:
 BREAKS = {
     1: ("CREATE TABLE thread_metadata (other BIGINT)", "DROP TABLE thread_metadata"),
     2: ("CREATE TABLE upload_parts (other BIGINT)", "DROP TABLE upload_parts"),
+    3: ("CREATE TABLE dead_chunks (other BIGINT)", "DROP TABLE dead_chunks"),
 }
 """For each earlier version: what is in the way of the next migration after its first statements, and its end."""
 

@@ -23,6 +23,7 @@ from tests.durability.load import poll
 from tests.durability.programs import Load
 from tests.durability.servers import At, Servers, servers
 from tests.durability.store_checks import check_file
+from tests.durability.test_store_edges import STORES
 from tests.server import Client
 
 SEED = os.environ.get("PERDURE_SEED") or secrets.token_hex(4)
@@ -46,6 +47,7 @@ API = {
     "update_assistant": "assistants",
     "delete_assistant": "assistants",
     "insert_thread": "forked",
+    "insert_new_thread": "forked",
     "update_thread": "edited",
     "delete_thread": "dropped",
     "add_message": "queued",
@@ -59,6 +61,11 @@ API = {
     "_submit_of_project": "calling",
 }
 LATER = {"delete_logs"}  # when the logs have been checked
+FILES = {
+    *("insert_file", "delete_file", "delete_expired_files"),
+    *("insert_upload", "insert_part", "complete_upload", "cancel_upload", "expire_uploads", "delete_ended_uploads"),
+}
+"""`test_half_files.py` kills these at any moment; what vector stores write, `test_store_edges.py`."""
 OFTEN = {"record_change": 12, "append_deltas": 12, "claim_run": 6, "add_message": 4, "create_run": 4}
 """How many times an operation comes before the kill, at most: what it writes differs. Others: 2."""
 
@@ -94,7 +101,7 @@ def die(server: Servers, load: Load, at: At) -> int:
 
 
 def test_every_write_operation_is_known_here() -> None:
-    assert set(operations_in_source()) == {*ENGINE, *API, *LATER}
+    assert set(operations_in_source()) == {*ENGINE, *API, *LATER, *FILES, *STORES}
 
 
 def test_kills_at_every_edge_lose_nothing(tmp_path: Path) -> None:
@@ -117,7 +124,7 @@ def test_kills_at_every_edge_lose_nothing(tmp_path: Path) -> None:
         server.now.stop()
         rows = check_file(server.data / "perdure.db", listed)
     met = {*server.edges_met()}
-    assert met == {(edge, operation) for edge, operation in product(EDGES, {*ENGINE, *API, *LATER})}
+    assert met >= {(edge, operation) for edge, operation in product(EDGES, {*ENGINE, *API, *LATER})}
     assert load.promises.counts["readings over deaths"]
     print(f"{deaths} kills", dict(load.promises.counts), dict(rows))  # noqa: T201  # shows what the load was
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from perdure.api.call import Call, answer, page_query
+from perdure.api.planned_stores import plan_for_assistant, refuse_unknown_stores
 from perdure.api.resources import refuse_unknown_resources
 from perdure.domain.creation import new_assistant
 from perdure.store.assistants import (
@@ -25,8 +26,11 @@ from perdure.wire.kinds import Deleted
 async def create_assistant(call: Call[CreateAssistant]) -> Response:
     """POST /assistants."""
     await refuse_unknown_resources(call, call.body.tool_resources)
+    planned = await plan_for_assistant(call, call.body.tool_resources)
     assistant, extra = new_assistant(call.body, call.new_id("asst"), call.now)
-    await call.context.database.run(insert_assistant, assistant, extra, call.project_id)
+    await call.context.database.run(insert_assistant, assistant, extra, call.project_id, planned, call.now)
+    if planned is not None:
+        call.context.dispatch.tell_of_files()
     return answer(assistant)
 
 
@@ -43,6 +47,7 @@ async def get_assistant(call: Call[None]) -> Response:
 async def modify_assistant(call: Call[ModifyAssistant]) -> Response:
     """POST /assistants/{assistant_id}."""
     await refuse_unknown_resources(call, call.body.tool_resources)
+    await refuse_unknown_stores(call, call.body.tool_resources)
     return answer(
         await call.context.database.run(update_assistant, call.ids["assistant_id"], call.project_id, call.body)
     )

@@ -17,9 +17,11 @@ from perdure.engine.dispatch import Dispatch
 from perdure.engine.live import Feeds
 from perdure.errors import InvalidRequest
 from perdure.ids import Clock, Ids, searchable
+from perdure.models.embedders import EmbedderRegistry
 from perdure.models.names import ModelRegistry
 from perdure.store.db import Database
 from perdure.store.run_requests import Place
+from perdure.tools.vector_search import VectorSearch
 from perdure.wire.kinds import WhenBusy
 from perdure.wire.page import PageQuery
 from perdure.wire.refusals import number_out_of_range, unsupported_value
@@ -43,6 +45,7 @@ class ApiSettings(msgspec.Struct, frozen=True, kw_only=True):
     file_limit_bytes: int
     upload_limit_bytes: int
     refuse_downloads: bool
+    vector_stores_per_assistant: int | None
 
 
 class Context(msgspec.Struct, frozen=True, kw_only=True):
@@ -53,6 +56,8 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     feeds: Feeds
     dispatch: Dispatch
     models: ModelRegistry
+    embedders: EmbedderRegistry
+    search: VectorSearch
     clock: Clock
     ids: Ids
     settings: ApiSettings

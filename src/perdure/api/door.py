@@ -29,7 +29,6 @@ log = logging.getLogger("perdure.api")
 API_VERSION = b"2020-10-01"
 V1, V2 = "assistants=v1", "assistants=v2"
 BETA_PATHS = ("/assistants", "/threads")
-LATER_PATHS = ("/vector_stores",)
 
 
 _TOO_LATE = "too late"
@@ -90,10 +89,7 @@ async def _answer_failure(failure: ApiError, scope: Scope, receive: Receive, sen
 async def unknown_path(scope: Scope, receive: Receive, send: Send) -> None:
     """Refuse a path that the API does not have. Raises NotFound."""
     del receive, send
-    path = scope["path"]
-    if any(part in path for part in LATER_PATHS):
-        raise NotFound(f"Perdure does not serve this part of the API yet ({scope['method']} {path}).")
-    raise NotFound(f"Invalid URL ({scope['method']} {path})")
+    raise NotFound(f"Invalid URL ({scope['method']} {scope['path']})")
 
 
 class Way(msgspec.Struct, frozen=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from starlette.responses import Response
 
 from perdure.api.call import Call, answer, page_query, stand_behind, when_busy
+from perdure.api.planned_stores import fresh_store
 from perdure.api.resources import refuse_unknown_files
 from perdure.domain.creation import new_message
 from perdure.ids import check_id, searchable
@@ -24,7 +25,10 @@ async def create_message(call: Call[AddMessage]) -> Response:
     await refuse_unknown_files(call, [call.body])
     message = new_message(call.body, call.ids["thread_id"], call.new_id("msg"), call.now)
     busy = when_busy(call, call.body.x_when_busy)
-    place = await call.context.database.run(add_message, message, call.project_id, busy, call.now)
+    fresh = fresh_store(call) if message.attachments else None
+    place = await call.context.database.run(add_message, message, call.project_id, busy, call.now, fresh)
+    if fresh is not None:
+        call.context.dispatch.tell_of_files()
     return answer(message, stand_behind(call, place))
 
 

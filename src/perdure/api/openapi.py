@@ -36,6 +36,7 @@ from perdure.wire.page import PageQuery
 from perdure.wire.runs import Run
 from perdure.wire.steps import RunStep
 from perdure.wire.threads import Thread
+from perdure.wire.vector_stores import FileBatch, FileStatus, VectorStore, VectorStoreFile
 
 Json = dict[str, Any]
 
@@ -64,7 +65,7 @@ class Operation(msgspec.Struct, frozen=True):
     gives: type | None = None
     page: bool = False
     most: int = MOST_PER_PAGE
-    query: tuple[Literal["run_id", "include[]", "metadata", "created_at", "purpose"], ...] = ()
+    query: tuple[Literal["run_id", "include[]", "metadata", "created_at", "filter", "purpose"], ...] = ()
     header: Literal["Last-Event-ID", ""] = ""
     lacks: str = ""
     extension: str = ""
@@ -165,8 +166,10 @@ def openapi_document(operations: Sequence[Operation], mounts: Sequence[str]) -> 
 
 _HEADERS = (
     ("x-request-id", "Finds the call in the server's log.", "string"),
-    ("openai-poll-after-ms", "When to ask for the run again, in milliseconds.", "string"),
+    ("openai-poll-after-ms", "When to ask again, in milliseconds.", "string"),
 )
+POLLED = {Run, VectorStore, VectorStoreFile, FileBatch}
+"""What clients ask for again and again until it is done."""
 
 
 def _operation(operation: Operation) -> Json:
@@ -214,6 +217,7 @@ _QUERY: dict[str, Json] = {
     "before": {"type": "string"},
     "run_id": {"type": "string", "pattern": f"^({PREFIXES['run_id']}.*)?$"},
     "include[]": {"type": "array", "items": {"type": "string"}},
+    "filter": {"type": "string", "enum": list(get_args(FileStatus))},
     "metadata": {"type": "object", "additionalProperties": {"type": "string"}},
     "purpose": {"type": "string"},
     "created_at": {
@@ -229,6 +233,7 @@ _QUERY_TEXTS = {
     "before": "The id before which the page ends.",
     "run_id": "Only what this run wrote.",
     "include[]": "Taken and ignored as long as there is no file search.",
+    "filter": "Only files of this status.",
     "purpose": "Only files of this purpose.",
     "metadata": "`metadata[key]=value`: only what has this metadata, all of it.",
     "created_at": "`created_at[gte]=1700000000`: only what was created within these times, in Unix seconds.",
@@ -304,7 +309,7 @@ def _success(operation: Operation) -> Json:
     content: Json = {"application/json": {"schema": schema}}
     if operation.streams:
         content["text/event-stream"] = _stream()
-    if operation.gives is Run and not operation.page:
+    if operation.gives in POLLED and not operation.page:
         headers["openai-poll-after-ms"] = _header("openai-poll-after-ms")
     return {"description": "Done.", "headers": headers, "content": content}
 

@@ -1,8 +1,7 @@
-"""Files and vector stores that a body names: what is not there is refused at once, not in a run that fails.
+"""Files that a body names: what is not there is refused at once, which is better than a run that fails.
 
 Files are looked up before the transaction that stores the body; who deletes one in between is met by the transaction
-itself where the name is kept up to date (`store/files.py: note_files`). This server keeps no vector stores yet, so
-every id of one is unknown.
+itself where the name is kept up to date (`store/files.py: note_files`).
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 from msgspec import UnsetType
 
 from perdure.api.call import Call
-from perdure.errors import InvalidRequest, NotFound
+from perdure.api.planned_stores import refuse_unreadable_attachments
 from perdure.store.files import check_files, files_named
 from perdure.wire.messages import CreateMessage, NewImageFile
 from perdure.wire.threads import CreateThread
@@ -21,25 +20,16 @@ from perdure.wire.tools import ToolResources
 
 
 async def refuse_unknown_resources(call: Call[Any], resources: ToolResources | None | UnsetType) -> None:
-    """Raise NotFound for the first file or vector store that is not there."""
+    """Raise NotFound for the first file that is not there; vector stores are looked up in `planned_stores.py`."""
     if not isinstance(resources, ToolResources):
         return
     await _refuse(call, files_named(resources))
-    search = resources.file_search
-    if search is None:
-        return
-    for store_id in search.vector_store_ids or []:
-        raise NotFound(f"Vector store with id [{store_id}] not found.")
-    if not isinstance(search.vector_stores, UnsetType) and search.vector_stores:
-        raise InvalidRequest(
-            "Vector stores are not served yet by this version of Perdure.",
-            param="tool_resources.file_search.vector_stores",
-        )
 
 
 async def refuse_unknown_files(call: Call[Any], messages: list[CreateMessage] | None) -> None:
-    """Raise NotFound for the first attachment or image file that is not there."""
+    """Raise NotFound for the first attachment or image file that is not there, InvalidRequest for unreadable ones."""
     await _refuse(call, [file_id for message in messages or [] for file_id in _files_in(message)])
+    await refuse_unreadable_attachments(call, messages)
 
 
 def _files_in(message: CreateMessage) -> Iterator[str]:

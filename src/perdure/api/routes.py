@@ -9,7 +9,20 @@ from __future__ import annotations
 from starlette.routing import Mount, Route, Router
 from starlette.types import ASGIApp
 
-from perdure.api import assistants, events, files, messages, models, runs, steps, threads, uploads
+from perdure.api import (
+    assistants,
+    events,
+    file_batches,
+    files,
+    messages,
+    models,
+    runs,
+    steps,
+    threads,
+    uploads,
+    vector_store_files,
+    vector_stores,
+)
 from perdure.api.call import Context
 from perdure.api.door import Endpoint, Way, unknown_path
 from perdure.api.openapi import Document, Operation
@@ -20,16 +33,30 @@ from perdure.wire.kinds import Deleted
 from perdure.wire.messages import AddMessage, Message, ModifyMessage
 from perdure.wire.models import ModelList, ModelObject
 from perdure.wire.runs import CreateRun, CreateThreadAndRun, ModifyRun, RetryRun, Run, SubmitToolOutputs
+from perdure.wire.search import SearchPage, SearchRequest
 from perdure.wire.steps import RunStep
 from perdure.wire.threads import CreateThread, ForkThread, ModifyThread, Thread
 from perdure.wire.uploads import AddUploadPart, CompleteUpload, CreateUpload, Upload, UploadPart
+from perdure.wire.vector_stores import (
+    CreateFileBatch,
+    CreateVectorStore,
+    CreateVectorStoreFile,
+    FileBatch,
+    FileTextPage,
+    ModifyVectorStore,
+    RebuildVectorStore,
+    UpdateAttributes,
+    VectorStore,
+    VectorStoreFile,
+)
 
 __all__ = ["MOUNTS", "OPERATIONS", "Operation", "routes"]
 
+STORE = "/vector_stores/{vector_store_id}"
 MOUNTS = ("/v1", "/openai/v1", "/openai")
 
 
-NO_TOOLS = "files are kept and shown, and not given to a tool yet; naming a vector store is a 404"
+NO_TOOLS = "files and vector stores are kept and shown, and not given to a tool yet"
 NO_SEARCH = "`include[]` is taken and ignored: there is no file search whose results it would add"
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -73,7 +100,7 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=Run,
         lacks=NO_TOOLS,
     ),
-    Operation("POST", "/threads", "createThread", threads.create_thread, CreateThread, gives=Thread, lacks=NO_TOOLS),
+    Operation("POST", "/threads", "createThread", threads.create_thread, CreateThread, gives=Thread),
     Operation("GET", "/threads/{thread_id}", "getThread", threads.get_thread, gives=Thread),
     Operation(
         "POST",
@@ -82,7 +109,6 @@ OPERATIONS: tuple[Operation, ...] = (
         threads.modify_thread,
         ModifyThread,
         gives=Thread,
-        lacks=NO_TOOLS,
     ),
     Operation("DELETE", "/threads/{thread_id}", "deleteThread", threads.delete_thread, gives=Deleted),
     Operation("GET", "/threads/{thread_id}/messages/{message_id}", "getMessage", messages.get_message, gives=Message),
@@ -136,7 +162,6 @@ OPERATIONS: tuple[Operation, ...] = (
         assistants.create_assistant,
         CreateAssistant,
         gives=Assistant,
-        lacks=NO_TOOLS,
     ),
     Operation("GET", "/assistants", "listAssistants", assistants.list_assistants, gives=Assistant, page=True),
     Operation("GET", "/assistants/{assistant_id}", "getAssistant", assistants.get_assistant, gives=Assistant),
@@ -147,7 +172,6 @@ OPERATIONS: tuple[Operation, ...] = (
         assistants.modify_assistant,
         ModifyAssistant,
         gives=Assistant,
-        lacks=NO_TOOLS,
     ),
     Operation("DELETE", "/assistants/{assistant_id}", "deleteAssistant", assistants.delete_assistant, gives=Deleted),
     Operation("GET", "/models", "listModels", models.list_models, gives=ModelList),
@@ -193,6 +217,107 @@ OPERATIONS: tuple[Operation, ...] = (
     ),
     Operation("POST", "/uploads/{upload_id}/cancel", "cancelUpload", uploads.cancel_upload, gives=Upload),
     Operation(
+        "POST",
+        "/vector_stores",
+        "createVectorStore",
+        vector_stores.create_vector_store,
+        CreateVectorStore,
+        gives=VectorStore,
+    ),
+    Operation(
+        "GET", "/vector_stores", "listVectorStores", vector_stores.list_vector_stores, gives=VectorStore, page=True
+    ),
+    Operation("GET", STORE, "getVectorStore", vector_stores.get_vector_store, gives=VectorStore),
+    Operation(
+        "POST", STORE, "modifyVectorStore", vector_stores.modify_vector_store, ModifyVectorStore, gives=VectorStore
+    ),
+    Operation("DELETE", STORE, "deleteVectorStore", vector_stores.delete_vector_store, gives=Deleted),
+    Operation(
+        "POST",
+        f"{STORE}/search",
+        "searchVectorStore",
+        vector_stores.search_vector_store,
+        SearchRequest,
+        gives=SearchPage,
+    ),
+    Operation(
+        "POST",
+        f"{STORE}/files",
+        "createVectorStoreFile",
+        vector_store_files.create_vector_store_file,
+        CreateVectorStoreFile,
+        gives=VectorStoreFile,
+    ),
+    Operation(
+        "GET",
+        f"{STORE}/files",
+        "listVectorStoreFiles",
+        vector_store_files.list_vector_store_files,
+        gives=VectorStoreFile,
+        page=True,
+        query=("filter",),
+    ),
+    Operation(
+        "GET",
+        f"{STORE}/files/{{file_id}}",
+        "getVectorStoreFile",
+        vector_store_files.get_vector_store_file,
+        gives=VectorStoreFile,
+    ),
+    Operation(
+        "POST",
+        f"{STORE}/files/{{file_id}}",
+        "updateVectorStoreFileAttributes",
+        vector_store_files.update_vector_store_file_attributes,
+        UpdateAttributes,
+        gives=VectorStoreFile,
+    ),
+    Operation(
+        "DELETE",
+        f"{STORE}/files/{{file_id}}",
+        "deleteVectorStoreFile",
+        vector_store_files.delete_vector_store_file,
+        gives=Deleted,
+    ),
+    Operation(
+        "GET",
+        f"{STORE}/files/{{file_id}}/content",
+        "retrieveVectorStoreFileContent",
+        vector_store_files.retrieve_vector_store_file_content,
+        gives=FileTextPage,
+    ),
+    Operation(
+        "POST",
+        f"{STORE}/file_batches",
+        "createVectorStoreFileBatch",
+        file_batches.create_vector_store_file_batch,
+        CreateFileBatch,
+        gives=FileBatch,
+    ),
+    Operation(
+        "GET",
+        f"{STORE}/file_batches/{{batch_id}}",
+        "getVectorStoreFileBatch",
+        file_batches.get_vector_store_file_batch,
+        gives=FileBatch,
+    ),
+    Operation(
+        "POST",
+        f"{STORE}/file_batches/{{batch_id}}/cancel",
+        "cancelVectorStoreFileBatch",
+        file_batches.cancel_vector_store_file_batch,
+        gives=FileBatch,
+    ),
+    Operation(
+        "GET",
+        f"{STORE}/file_batches/{{batch_id}}/files",
+        "listFilesInVectorStoreBatch",
+        file_batches.list_files_in_vector_store_batch,
+        gives=VectorStoreFile,
+        page=True,
+        query=("filter",),
+    ),
+    Operation(
         "GET",
         "/threads",
         "listThreads",
@@ -229,6 +354,15 @@ OPERATIONS: tuple[Operation, ...] = (
         header="Last-Event-ID",
         extension="the run's events as a stream, from the first one or after `Last-Event-ID`, to the run's end; while "
         "it is worked on and afterwards, as many readers as like",
+    ),
+    Operation(
+        "POST",
+        f"{STORE}/rebuild",
+        "rebuildVectorStore",
+        vector_stores.rebuild_vector_store,
+        RebuildVectorStore,
+        gives=VectorStore,
+        extension="all files of a vector store again, by the embedding model that new stores are made with",
     ),
 )
 

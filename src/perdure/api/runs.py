@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from starlette.responses import Response
 
 from perdure.api.call import B, Call, answer, page_query, stand_behind, when_busy
+from perdure.api.planned_stores import fresh_store, plan_for_thread, refuse_unknown_stores
 from perdure.api.resources import refuse_unknown_files, refuse_unknown_in_thread, refuse_unknown_resources
 from perdure.api.sse import EventStream
 from perdure.domain.lifecycle import ACTIVE
 from perdure.ids import check_id, searchable
+from perdure.store.attachments import PlannedStore
 from perdure.store.bodies import read_run
 from perdure.store.db import Operation
 from perdure.store.run_requests import Birth, Made, submit_outputs
@@ -36,6 +38,7 @@ async def create_run(call: Call[CreateRun]) -> Response:
     await refuse_unknown_files(call, body.additional_messages)
     birth = _birth(call, call.ids["thread_id"], body.additional_messages, when_busy(call, body.x_when_busy))
     made = await call.context.database.run(create_stored, body, birth)
+    _tell_of_files(call, birth)
     return _made(call, made, stream=bool(body.stream))
 
 
@@ -57,12 +60,22 @@ async def create_thread_and_run(call: Call[CreateThreadAndRun]) -> Response:
     body.assistant_id = searchable(check_id("assistant_id", body.assistant_id))
     await refuse_unknown_in_thread(call, body.thread)
     await refuse_unknown_resources(call, body.tool_resources)
-    birth = _birth(call, call.new_id("thread"), body.thread.messages if body.thread else None)
+    await refuse_unknown_stores(call, body.tool_resources)
+    planned = await plan_for_thread(call, body.thread.tool_resources if body.thread else None)
+    birth = _birth(call, call.new_id("thread"), body.thread.messages if body.thread else None, planned=planned)
     run = await call.context.database.run(create_both, body, birth)
+    _tell_of_files(call, birth)
     return _begun(call, run, stream=bool(body.stream), after=0)
 
 
-def _birth(call: Call[B], thread_id: str, messages: list[CreateMessage] | None, busy: WhenBusy = "reject") -> Birth:
+def _birth(
+    call: Call[B],
+    thread_id: str,
+    messages: list[CreateMessage] | None,
+    busy: WhenBusy = "reject",
+    planned: PlannedStore | None = None,
+) -> Birth:
+    attached = any(message.attachments for message in messages or [])
     return Birth(
         project_id=call.project_id,
         run_id=call.new_id("run"),
@@ -71,7 +84,15 @@ def _birth(call: Call[B], thread_id: str, messages: list[CreateMessage] | None, 
         now=call.now,
         expiry_seconds=call.context.settings.run_expiry_seconds,
         when_busy=busy,
+        fresh=fresh_store(call) if attached else None,
+        planned=planned,
     )
+
+
+def _tell_of_files(call: Call[B], birth: Birth) -> None:
+    """Have files read that came with a run."""
+    if birth.fresh is not None or birth.planned is not None:
+        call.context.dispatch.tell_of_files()
 
 
 def _begun(call: Call[B], run: Run, *, stream: bool, after: int, headers: Mapping[str, str] = NO_HEADERS) -> Response:

@@ -9,10 +9,12 @@ from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from perdure.api.call import Call, answer, page_query
+from perdure.api.planned_stores import fresh_store, plan_for_thread, refuse_unknown_stores
 from perdure.api.resources import refuse_unknown_in_thread, refuse_unknown_resources
 from perdure.domain.creation import copied_message, new_message, new_thread
 from perdure.errors import InvalidRequest
 from perdure.ids import check_id, searchable
+from perdure.store.run_requests import insert_new_thread
 from perdure.store.threads import delete_thread as delete_stored
 from perdure.store.threads import get_thread_body, insert_thread, read_fork, update_thread
 from perdure.store.threads import list_threads as list_stored
@@ -27,13 +29,17 @@ _FILTER = re.compile(r"(metadata|created_at)\[(.*)\]", re.DOTALL)
 async def create_thread(call: Call[CreateThread]) -> Response:
     """POST /threads."""
     await refuse_unknown_in_thread(call, call.body)
+    planned = await plan_for_thread(call, call.body.tool_resources)
     now = call.now
     thread = new_thread(call.body, call.new_id("thread"), now)
     messages = [
         new_message(body, thread.id, call.new_id("msg"), now, f"messages[{index}]")
         for index, body in enumerate(call.body.messages or [])
     ]
-    await call.context.database.run(insert_thread, thread, messages, call.project_id)
+    fresh = fresh_store(call) if any(message.attachments for message in messages) else None
+    thread = await call.context.database.run(insert_new_thread, thread, messages, call.project_id, now, fresh, planned)
+    if fresh is not None or planned is not None:
+        call.context.dispatch.tell_of_files()
     return answer(thread)
 
 
@@ -88,6 +94,7 @@ async def get_thread(call: Call[None]) -> Response:
 async def modify_thread(call: Call[ModifyThread]) -> Response:
     """POST /threads/{thread_id}."""
     await refuse_unknown_resources(call, call.body.tool_resources)
+    await refuse_unknown_stores(call, call.body.tool_resources)
     return answer(await call.context.database.run(update_thread, call.ids["thread_id"], call.project_id, call.body))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from perdure.domain.creation import changed_assistant
 from perdure.errors import ApiError, NotFound
+from perdure.store.attachments import PlannedStore, insert_planned
 from perdure.store.bodies import encode, read_assistant, read_extra
 from perdure.store.db import Do, Operation, Row
 from perdure.store.files import forget_files, note_changed_files, note_files
@@ -18,8 +19,15 @@ def no_assistant(assistant_id: str) -> ApiError:
     return NotFound(f"No assistant found with id '{assistant_id}'.")
 
 
-def insert_assistant(assistant: Assistant, extra: Extra, project_id: str) -> Operation[None]:
-    """Store a new assistant. The project's row is locked: list order is the order of creation."""
+def insert_assistant(
+    assistant: Assistant, extra: Extra, project_id: str, planned: PlannedStore | None = None, now: int = 0
+) -> Operation[None]:
+    """Store a new assistant, and the vector store that is made with it.
+
+    The project's row is locked: list order is the order of creation. Raises NotFound.
+    """
+    if planned is not None:
+        yield from insert_planned(planned, project_id, now)
     yield Row("SELECT id FROM projects WHERE id = $1", project_id, lock="wait")
     yield Do(
         "INSERT INTO assistants (id, project_id, created_at, extra, body) VALUES ($1, $2, $3, $4, $5)",

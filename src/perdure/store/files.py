@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import msgspec
 
-from perdure.errors import ApiError, NotFound
 from perdure.ids import searchable
 from perdure.store.bodies import encode, read_assistant, read_thread
 from perdure.store.db import Do, Operation, Row, Rows
+from perdure.store.found_files import no_file
 from perdure.store.pages import Filter, insert_tombstone, list_page
+from perdure.store.vector_store_files import remove_from_stores
 from perdure.wire.files import File, StoredFile
 from perdure.wire.page import Page, PageQuery
 from perdure.wire.tools import CodeInterpreterResources, ToolResources
@@ -21,11 +22,6 @@ from perdure.wire.tools import CodeInterpreterResources, ToolResources
 MOST_AT_ONCE = 100
 
 _read_file = msgspec.json.Decoder(File).decode
-
-
-def no_file(file_id: str) -> ApiError:
-    """Return the refusal of an unknown file; the text is recorded."""
-    return NotFound(f"No such File object: {file_id}", param="id")
 
 
 def insert_file(stored: StoredFile) -> Operation[None]:
@@ -113,6 +109,7 @@ def delete_expired_files(now: int) -> Operation[list[str]]:
 def _remove(file_id: str, project_id: str, now: int) -> Operation[str | None]:
     yield Row("SELECT id FROM files WHERE id = $1", file_id, lock="wait")
     yield from detach_file(file_id, project_id)
+    yield from remove_from_stores(file_id, project_id, now)
     row = yield Row("DELETE FROM files WHERE id = $1 RETURNING seq, blob", file_id)
     if row is None:  # somebody else was faster
         return None

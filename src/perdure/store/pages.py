@@ -94,14 +94,26 @@ def _place(
     row = yield Row(f"SELECT {', '.join(keys)} FROM {table} WHERE id = $1 AND {column} = $2", cursor, owner)
     if row is not None:
         return list(row)
-    row = yield Row("SELECT seq FROM tombstones WHERE id = $1 AND parent = $2", cursor, owner)
+    row = yield Row(
+        "SELECT seq FROM tombstones WHERE id IN ($1, $2) AND parent = $3", cursor, within(owner, cursor), owner
+    )
     if row is None:
         raise InvalidRequest(f"No object found with id '{cursor}' to page from.", param=param, code="invalid_value")
     return [*(0 for _ in keys[1:]), int(row[0])]  # what is deleted does not wait
 
 
+def within(parent: str, object_id: str) -> str:
+    """Return the id of a tombstone in one of several lists that the object stands in."""
+    return f"{parent}/{object_id}"
+
+
 def insert_tombstone(object_id: str, seq: int, parent: str, now: int) -> Operation[None]:
-    """Remember where a deleted object stood in its list."""
+    """Remember where a deleted object stood in its list; if it comes back and is deleted again, where it stood last."""
     yield Do(
-        "INSERT INTO tombstones (id, seq, parent, deleted_at) VALUES ($1, $2, $3, $4)", object_id, seq, parent, now
+        "INSERT INTO tombstones (id, seq, parent, deleted_at) VALUES ($1, $2, $3, $4) "
+        "ON CONFLICT (id) DO UPDATE SET seq = excluded.seq, deleted_at = excluded.deleted_at",
+        object_id,
+        seq,
+        parent,
+        now,
     )

@@ -15,6 +15,8 @@ from perdure.domain.creation import new_message, new_run, new_thread, run_again
 from perdure.domain.lifecycle import RETRIED, move_run, move_step
 from perdure.errors import InvalidRequest
 from perdure.store.assistants import get_assistant
+from perdure.store.attachments import Fresh, PlannedStore, attach_files, insert_planned, touch_resources
+from perdure.store.bodies import read_thread
 from perdure.store.db import Operation, Row
 from perdure.store.event_log import Draft, number_events
 from perdure.store.messages import delete_message as delete_stored
@@ -43,7 +45,8 @@ from perdure.wire.kinds import WhenBusy
 from perdure.wire.messages import CreateMessage, Message, ModifyMessage
 from perdure.wire.runs import CreateRun, CreateThreadAndRun, Extra, Run, ToolOutput
 from perdure.wire.steps import FOUND_TEXT, FunctionStepCall, RunStep, ToolCalls, shown_step
-from perdure.wire.threads import CreateThread
+from perdure.wire.threads import CreateThread, Thread
+from perdure.wire.tools import FileSearchTool
 
 INTERRUPTS = 1_000_000_000
 """What interrupts has numbers below this in its thread's line, what is queued above."""
@@ -77,16 +80,23 @@ class Birth(msgspec.Struct, frozen=True, kw_only=True):
     when_busy: WhenBusy = "reject"
     include: list[str] = []
     """What the run's stream shows beyond the usual."""
+    fresh: Fresh | None = None
+    """For the vector store that the thread gets with its first attachment; needed where messages have any."""
+    planned: PlannedStore | None = None
+    """A vector store that is made with the thread."""
 
 
 def add_message(
-    message: Message, project_id: str, when_busy: WhenBusy = "reject", now: int = 0
+    message: Message, project_id: str, when_busy: WhenBusy = "reject", now: int = 0, fresh: Fresh | None = None
 ) -> Operation[Place | None]:
     """Store a client's message; return where it waits, if it does.
 
-    `now` is needed to interrupt. Raises NotFound, and InvalidRequest while a run locks the thread.
+    `now` is needed to interrupt, it and `fresh` for attachments. Raises NotFound, and InvalidRequest while a run locks
+    the thread.
     """
     yield from get_thread_body(message.thread_id, project_id, lock=True)
+    if message.attachments:
+        yield from attach_files(message.thread_id, [message], fresh, project_id, now)
     while not (yield from insert_message_if_free(message)):
         if when_busy != "reject":
             place = yield from _stand_in_line(message.thread_id, when_busy, now)
@@ -156,6 +166,7 @@ def create_run(body: CreateRun, birth: Birth) -> Operation[Made]:
     assistant, extra = yield from get_assistant(body.assistant_id, birth.project_id)
     place = yield from _place_of_run(birth)
     messages = _messages(body.additional_messages, birth, "additional_messages")
+    yield from attach_files(birth.thread_id, messages, birth.fresh, birth.project_id, birth.now)
     yield from insert_messages(messages, place.number if place else 0)  # before the run in the line as well
     run = yield from _begin_run(body, assistant, extra, birth, waits=place.number + 1 if place else 0)
     return Made(run, place)
@@ -183,13 +194,34 @@ def retry_run(run_id: str, birth: Birth) -> Operation[Made]:
     return Made(run, place)
 
 
+def insert_new_thread(
+    thread: Thread,
+    messages: list[Message],
+    project_id: str,
+    now: int,
+    fresh: Fresh | None = None,
+    planned: PlannedStore | None = None,
+) -> Operation[Thread]:
+    """Store a thread with its messages, their attachments, and the vector store that is made with it; return it.
+
+    Raises NotFound and InvalidRequest.
+    """
+    if planned is not None:
+        yield from insert_planned(planned, project_id, now)
+    yield from insert_thread(thread, messages, project_id)
+    yield from attach_files(thread.id, messages, fresh, project_id, now)
+    if any(message.attachments for message in messages):
+        return read_thread((yield from get_thread_body(thread.id, project_id)))
+    return thread
+
+
 def create_thread_and_run(body: CreateThreadAndRun, birth: Birth) -> Operation[Run]:
     """Store a thread, its messages and a queued run. Raises NotFound and InvalidRequest."""
     assistant, extra = yield from get_assistant(body.assistant_id, birth.project_id)
     given = body.thread or CreateThread()
     thread = new_thread(given, birth.thread_id, birth.now)
     messages = _messages(given.messages, birth, "thread.messages")
-    yield from insert_thread(thread, messages, birth.project_id)
+    thread = yield from insert_new_thread(thread, messages, birth.project_id, birth.now, birth.fresh, birth.planned)
     return (yield from _begin_run(body, assistant, extra, birth, [("thread.created", thread)]))
 
 
@@ -214,6 +246,8 @@ def _begin_run(
         tool_resources=body.tool_resources if isinstance(body, CreateThreadAndRun) else None,
     )
     yield from _refuse_nothing_to_run_on(run)
+    if any(isinstance(tool, FileSearchTool) for tool in run.tools):
+        yield from _touch_stores(run, birth.now)
     extra.include = birth.include
     yield from insert_run(run, extra, birth.project_id, before, waits)
     return run
@@ -224,6 +258,12 @@ def _messages(bodies: list[CreateMessage] | None, birth: Birth, path: str) -> li
         new_message(body, birth.thread_id, message_id, birth.now, f"{path}[{index}]")
         for index, (body, message_id) in enumerate(zip(bodies or [], birth.message_ids, strict=True))
     ]
+
+
+def _touch_stores(run: Run, now: int) -> Operation[None]:
+    """Note that the vector stores of the run and its thread are used: that moves their expiry."""
+    thread = yield Row("SELECT body FROM threads WHERE id = $1", run.thread_id)
+    yield from touch_resources([run.tool_resources, read_thread(thread[0]).tool_resources], now)
 
 
 def _refuse_nothing_to_run_on(run: Run) -> Operation[None]:

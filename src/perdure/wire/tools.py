@@ -17,7 +17,8 @@ NAME_PATTERN = r"^[a-zA-Z0-9_-]+$(?!\n)"
 """The recorded pattern; in Python `$` alone would let a newline at the end through."""
 
 FunctionName = Annotated[str, Meta(min_length=1, max_length=64, pattern=NAME_PATTERN)]
-FileIds = Annotated[list[str], Meta(max_length=20)]
+MOST_CODE_FILES = 20
+FileIds = Annotated[list[str], Meta(max_length=MOST_CODE_FILES)]
 Threshold = Annotated[float, Meta(ge=0, le=1)]
 
 
