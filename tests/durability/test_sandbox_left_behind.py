@@ -76,7 +76,8 @@ def sleeper(mark: str) -> str:
 def test_fifty_sessions_leave_nothing(kind: str, tmp_path: Path) -> None:
     mark = own_mark()
     before = outside(mark)
-    code = f"import subprocess\nsubprocess.Popen(['sleep', '{mark}'], start_new_session=True)\nopen('{mark}', 'w').close()\n6 * 7"
+    code = f"import subprocess\nsubprocess.Popen(['sleep', '{mark}'], start_new_session=True)\n"
+    code += f"open('{mark}', 'w').close()\n6 * 7"
 
     async def one(number: int) -> None:
         session = await sandbox.start(Limits())

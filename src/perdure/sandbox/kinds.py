@@ -79,6 +79,7 @@ class Boxes:
         `make` is the kind's session; `folder` lies outside and goes with the box; `gone` is called when it is over.
         Raises SandboxFailure.
         """
+        record = self.records.write(0, folder)
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -90,8 +91,9 @@ class Boxes:
                 cwd="/",
             )
         except OSError as error:
+            self.records.clear(record, folder)
             raise SandboxFailure(f"the {kind} sandbox can not be started: {command[0]}: {error.strerror}") from None
-        record = self.records.write(process.pid, folder)
+        self.records.write(process.pid, folder, record)
 
         def over() -> None:
             self._open.discard(session)

@@ -33,12 +33,17 @@ class Records:
         self.folder = folder
         self.me = [os.getpid(), began(os.getpid())]
 
-    def write(self, pid: int, outside: Path | None) -> Path:
-        """Write a box down; `outside` is its folder on this machine, if it has one."""
+    def write(self, pid: int, outside: Path | None, path: Path | None = None) -> Path:
+        """Write a box down, anew or over an earlier note: `pid` is 0 before it has a process.
+
+        `outside` is its folder on this machine, if it has one.
+        """
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path = self.folder / f"{secrets.token_hex(8)}.json"
+        path = path or self.folder / f"{secrets.token_hex(8)}.json"
         note = {"pid": pid, "began": began(pid), "server": self.me, "folder": str(outside) if outside else None}
-        path.write_text(json.dumps(note), encoding="utf-8")
+        half = path.with_suffix(".half")
+        half.write_text(json.dumps(note), encoding="utf-8")
+        half.replace(path)
         return path
 
     @staticmethod
@@ -62,7 +67,7 @@ class Records:
                 continue  # another server on the same folder, and it lives
             if owner == self.me:
                 continue
-            if began(box[0]) == box[1]:
+            if box[1] and began(box[0]) == box[1]:
                 found.append(f"process {box[0]}")
                 end_tree(box[0])
             if outside is not None and Path(outside).exists():
