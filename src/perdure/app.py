@@ -44,6 +44,7 @@ from perdure.models.embeddings import EMBEDDER_NAME, Embedder, embedder_installe
 from perdure.models.forward import build_forwards
 from perdure.models.names import BUILTIN, ModelRegistry
 from perdure.models.scripted import ScriptedModel, load_script
+from perdure.sandbox.choose import records_of
 from perdure.search.extract import Extractor
 from perdure.settings import Settings
 from perdure.store.db import Database, EdgeWatch
@@ -51,6 +52,10 @@ from perdure.store.key_stamp import KeyStamp
 from perdure.store.keys import any_key_made
 from perdure.store.postgres import PostgresDatabase
 from perdure.store.sqlite import SqliteDatabase
+from perdure.tools.code_interpreter import CodeBoxes, SandboxInterpreter
+from perdure.tools.file_search import StoreSearch
+from perdure.tools.images import FileImages
+from perdure.tools.toolbox import Toolbox
 from perdure.tools.vector_search import VectorSearch
 
 log = logging.getLogger("perdure")
@@ -198,13 +203,22 @@ async def _open_parts(settings: Settings, watch: EdgeWatch | None, stack: AsyncE
     ingestion = Ingestion(database, blobs, extractor, embedders, TokenCuts(), clock, ids, _ingestion_settings(settings))
     dispatch.listen_to_files(ingestion)
     search = VectorSearch(database, embedders, clock, settings.search_cache_bytes)
-    worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings))
+    boxes = CodeBoxes(settings, clock)
+    await asyncio.to_thread(records_of(settings).sweep)  # what a server that was killed left behind
+    stack.push_async_callback(boxes.close)
+    toolbox = Toolbox(
+        images=FileImages(database, blobs, clock),
+        file_search=StoreSearch(database, search, clock),
+        code_interpreter=SandboxInterpreter(boxes, database, blobs, clock, ids),
+    )
+    worker = Worker(database, models, feeds, clock, ids, _worker_settings(settings), toolbox)
     dispatch.listen(worker)
     context = Context(
         database=database,
         blobs=blobs,
         embedders=embedders,
         search=search,
+        boxes=boxes,
         feeds=feeds,
         dispatch=dispatch,
         models=models,

@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         description="Context of upstream models, prompt and answer together, in tokens: a number for all, or by name "
         'and pattern: `{"gpt-4*": 128000, "*": 32768}`. First match wins. Unset: threads are not cut to a context.',
     )
+    toolless_models: str = Field(
+        "",
+        description="Upstream models that can not call tools: names and patterns with commas between. File search is "
+        "made for them with the user's words. One whose refusal of tools is understood need not be named.",
+    )
     default_model: str | None = Field(None, description="Model for every name that is not known here.")
     model_map: dict[str, str] = Field(
         default_factory=dict,

@@ -59,8 +59,8 @@ def simulate(seed: int, alter: Alter | None = None) -> Outcome:
     except StandstillError:
         return Outcome(seed, "every-run-ends", "everybody waits for somebody else", world.trace)
     finally:
-        engine.removeHandler(bugs)
         _bury(loop)
+        engine.removeHandler(bugs)
         world.connection.close()
     return Outcome(seed, None, "", world.trace)
 

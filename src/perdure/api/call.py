@@ -21,6 +21,7 @@ from perdure.models.embedders import EmbedderRegistry
 from perdure.models.names import ModelRegistry
 from perdure.store.db import Database
 from perdure.store.run_requests import Place
+from perdure.tools.code_interpreter import CodeBoxes
 from perdure.tools.vector_search import VectorSearch
 from perdure.wire.kinds import WhenBusy
 from perdure.wire.page import PageQuery
@@ -55,6 +56,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     blobs: Blobs
     feeds: Feeds
     dispatch: Dispatch
+    boxes: CodeBoxes
     models: ModelRegistry
     embedders: EmbedderRegistry
     search: VectorSearch
@@ -144,6 +146,12 @@ def when_busy(call: Call[Any], given: WhenBusy | None) -> WhenBusy:
         if wanted == known:
             return cast("WhenBusy", known)
     raise unsupported_value(BUSY_HEADER, wanted, list(get_args(WhenBusy)))
+
+
+def included(call: Call[Any]) -> list[str]:
+    """Return what a call asks to be shown beyond the usual; clients spell it `include[]` or `include`."""
+    given = [*call.query.getlist("include[]"), *call.query.getlist("include")]
+    return sorted({value for one in given for value in one.split(",") if value})
 
 
 def stand_behind(call: Call[Any], place: Place | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from starlette.responses import Response
 
-from perdure.api.call import B, Call, answer, page_query, stand_behind, when_busy
+from perdure.api.call import B, Call, answer, included, page_query, stand_behind, when_busy
 from perdure.api.planned_stores import fresh_store, plan_for_thread, refuse_unknown_stores
 from perdure.api.resources import refuse_unknown_files, refuse_unknown_in_thread, refuse_unknown_resources
 from perdure.api.sse import EventStream
@@ -84,6 +84,7 @@ def _birth(
         now=call.now,
         expiry_seconds=call.context.settings.run_expiry_seconds,
         when_busy=busy,
+        include=included(call),
         fresh=fresh_store(call) if attached else None,
         planned=planned,
     )

@@ -104,4 +104,5 @@ async def delete_thread(call: Call[None]) -> Response:
     for run_id in await call.context.database.run(delete_stored, thread_id, call.project_id, call.now):
         call.context.dispatch.interrupt(run_id)
         call.context.feeds.wake(run_id)
+    call.context.boxes.forget(thread_id)
     return answer(Deleted(id=thread_id, object="thread.deleted"))

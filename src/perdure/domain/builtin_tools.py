@@ -6,6 +6,7 @@ name: programs of before may have brought their own `file_search`. Pure.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -27,6 +28,8 @@ from perdure.wire.tools import CodeInterpreterTool, FileSearchTool, FunctionTool
 ToolKind = Literal["function", "file_search", "code_interpreter"]
 ChatTool = dict[str, Any]
 
+MOST_NAMED = 40
+"""How many files the code interpreter's description names."""
 MOST_QUERIES = 5
 MOST_QUERY_CHARACTERS = 2000
 
@@ -67,16 +70,19 @@ def name_of(run: Run, kind: ToolKind) -> str | None:
     return next((name for name, one in tool_names(run).items() if one == kind), None)
 
 
-def builtin_tools(run: Run, kinds: Sequence[ToolKind]) -> list[ChatTool]:
-    """Return those of the run's built-in tools that are of these kinds, in the shape of chat completions."""
+def builtin_tools(run: Run, kinds: Sequence[ToolKind], files: Sequence[str] = ()) -> list[ChatTool]:
+    """Return those of the run's built-in tools that are of these kinds, in the shape of chat completions.
+
+    `files` are the names of what stands in /mnt/data.
+    """
     shown = []
     for name, kind in tool_names(run).items():
         if kind in kinds and kind != "function":
-            shown.append(_offer(name, kind))
+            shown.append(_offer(name, kind, files))
     return shown
 
 
-def _offer(name: str, kind: ToolKind) -> ChatTool:
+def _offer(name: str, kind: ToolKind, files: Sequence[str]) -> ChatTool:
     if kind == "file_search":
         query = {"type": "string", "maxLength": 500}
         field: dict[str, Any] = {"queries": {"type": "array", "items": query, "minItems": 1, "maxItems": MOST_QUERIES}}
@@ -84,6 +90,9 @@ def _offer(name: str, kind: ToolKind) -> ChatTool:
         field = {"code": {"type": "string", "description": "Python source text."}}
     parameters = {"type": "object", "properties": field, "required": list(field), "additionalProperties": False}
     description = _SEARCH if kind == "file_search" else _CODE
+    if kind == "code_interpreter" and files:
+        shown = ", ".join(json.dumps(one, ensure_ascii=False) for one in files[:MOST_NAMED])
+        description += f" Files of the user in /mnt/data: {shown}."
     return {"type": "function", "function": {"name": name, "description": description, "parameters": parameters}}
 
 

@@ -9,7 +9,7 @@ that was broken off is simply made again. Nothing here counts tokens.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from perdure.domain.builtin_tools import (
@@ -23,7 +23,7 @@ from perdure.domain.builtin_tools import (
     told_of_code,
     told_of_search,
 )
-from perdure.wire.messages import ContentPart, ImageUrlPart, Message, RefusalPart, TextPart
+from perdure.wire.messages import ContentPart, ImageFilePart, ImageUrlPart, Message, RefusalPart, TextPart
 from perdure.wire.runs import Run
 from perdure.wire.steps import (
     CodeInterpreterStepCall,
@@ -38,6 +38,9 @@ from perdure.wire.steps import (
 from perdure.wire.tools import FunctionTool
 
 ChatMessage = dict[str, Any]
+
+FILE_SCHEME = "perdure-file:"
+"""The address of an image that is a file here; its bytes take its place before the model is asked."""
 
 
 class Transcript(NamedTuple):
@@ -82,9 +85,9 @@ def _instructions(run: Run, steps: list[RunStep], *, found_is_given: bool) -> li
     return [{"role": "system", "content": "\n\n".join(parts)}] if parts else []
 
 
-def offered_tools(run: Run, kinds: Collection[ToolKind] = ()) -> list[dict[str, Any]]:
+def offered_tools(run: Run, kinds: Collection[ToolKind] = (), files: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Return what the model may call, in the shape of chat completions: functions, and built-in tools of `kinds`."""
-    return [*_function_tools(run), *builtin_tools(run, list(kinds))]
+    return [*_function_tools(run), *builtin_tools(run, list(kinds), files)]
 
 
 def _function_tools(run: Run) -> list[dict[str, Any]]:
@@ -129,9 +132,10 @@ def _truncated(run: Run, messages: list[Message]) -> list[Message]:
 
 
 def _shown(message: Message) -> ChatMessage | None:
+    """Return a message as chat completions have it. Only a user's may hold images there."""
     if not message.content:
         return None
-    if all(isinstance(part, TextPart | RefusalPart) for part in message.content):
+    if message.role == "assistant" or all(isinstance(part, TextPart | RefusalPart) for part in message.content):
         return {"role": message.role, "content": "\n".join(_plain(part) for part in message.content)}
     return {"role": message.role, "content": [_shown_part(part) for part in message.content]}
 
@@ -139,12 +143,17 @@ def _shown(message: Message) -> ChatMessage | None:
 def _plain(part: ContentPart) -> str:
     if isinstance(part, TextPart):
         return part.text.value
-    return part.refusal if isinstance(part, RefusalPart) else ""
+    if isinstance(part, RefusalPart):
+        return part.refusal
+    return f"[A figure was shown: {part.image_file.file_id}]" if isinstance(part, ImageFilePart) else "[An image]"
 
 
 def _shown_part(part: ContentPart) -> dict[str, Any]:
     if isinstance(part, ImageUrlPart):
         return {"type": "image_url", "image_url": {"url": part.image_url.url, "detail": part.image_url.detail}}
+    if isinstance(part, ImageFilePart):
+        detail = part.image_file.detail or "auto"
+        return {"type": "image_url", "image_url": {"url": f"{FILE_SCHEME}{part.image_file.file_id}", "detail": detail}}
     return {"type": "text", "text": _plain(part)}
 
 

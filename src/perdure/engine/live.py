@@ -29,7 +29,7 @@ class Signal:
 
     def __init__(self) -> None:
         self.version = 0
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._waiting: dict[asyncio.Future[None], None] = {}  # a set would wake them in any order
 
     @property
     def is_awaited(self) -> bool:
@@ -39,7 +39,7 @@ class Signal:
     def fire(self) -> None:
         """Raise the version and wake everybody."""
         self.version += 1
-        waiting, self._waiting = self._waiting, set()
+        waiting, self._waiting = self._waiting, {}
         for future in waiting:
             if not future.done():
                 future.set_result(None)
@@ -50,13 +50,13 @@ class Signal:
             return True
         loop = asyncio.get_running_loop()
         future: asyncio.Future[None] = loop.create_future()
-        self._waiting.add(future)
+        self._waiting[future] = None
         timer = loop.call_later(seconds, _resolve, future)
         try:
             await future
         finally:
             timer.cancel()
-            self._waiting.discard(future)
+            self._waiting.pop(future, None)
         return self.version != seen
 
 

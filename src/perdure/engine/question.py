@@ -41,10 +41,14 @@ History = tuple[list[Message], list[RunStep]]
 
 
 class Offers(msgspec.Struct, frozen=True):
-    """What a turn offers beside the run's functions: kinds of built-in tools, and whether a search is made for it."""
+    """What a turn offers beside the run's functions.
+
+    Kinds of built-in tools, whether a search is made for the model, and which files code finds.
+    """
 
     kinds: tuple[ToolKind, ...] = ()
     found_is_given: bool = False
+    files: tuple[str, ...] = ()
 
 
 NO_OFFERS = Offers()
@@ -132,7 +136,7 @@ def build_question(
 
 def _request(run: Run, extra: Extra, model: str, steps: list[RunStep], offers: Offers) -> ModelRequest:
     """Return the request without its messages."""
-    tools = offered_tools(run, offers.kinds)
+    tools = offered_tools(run, offers.kinds, offers.files)
     first = not any(_has_called(step, offers) for step in steps)
     choice: Any = None if run.tool_choice == "auto" or not (first or run.tool_choice == "none") else run.tool_choice
     if isinstance(choice, ChooseFileSearch | ChooseCodeInterpreter):

@@ -74,7 +74,11 @@ class Stop:
 
     async def wait_for(self, work: Coroutine[Any, Any, T]) -> T:
         """Return what the work returns, or break it off and raise Stopped when fired."""
-        self.check()
+        try:
+            self.check()
+        except Stopped:
+            work.close()  # it was never begun
+            raise
         fired = self._fired = asyncio.Event()
         doing = asyncio.get_running_loop().create_task(work)
         waiting = asyncio.get_running_loop().create_task(fired.wait())
@@ -135,6 +139,7 @@ class Task(msgspec.Struct):
     """What a turn is about: the run, the model and its question, the tools, and how much they may find."""
 
     run: Run
+    project_id: str
     extra: Extra
     model: Model
     request: ModelRequest
@@ -211,12 +216,14 @@ async def _do(calls: CallRecorder, index: int, task: Task, stop: Stop) -> None:
         queries = queries_of(calls.arguments(index))
         search = task.toolbox.file_search
         assert search is not None  # noqa: S101  # a tool that is not there is not offered, and no other name is taken
-        calls.found(index, await stop.wait_for(search.search(task.run, queries, task.room)))
+        calls.found(index, await stop.wait_for(search.search(task.run, task.project_id, queries, task.room)))
     elif isinstance(call, CodeInterpreterStepCall):
         interpreter = task.toolbox.code_interpreter
         assert interpreter is not None  # noqa: S101  # the same
         running = await calls.begin_running(index)
-        await stop.wait_for(interpreter.run_code(task.run, running, lambda output: calls.put_out(index, output)))
+        await stop.wait_for(
+            interpreter.run_code(task.run, task.project_id, running, lambda output: calls.put_out(index, output))
+        )
 
 
 async def _link_files(recorder: Recorder, task: Task, stop: Stop) -> None:
@@ -224,7 +231,7 @@ async def _link_files(recorder: Recorder, task: Task, stop: Stop) -> None:
     interpreter = task.toolbox.code_interpreter
     links = links_in(recorder.written()) if interpreter is not None else []
     if interpreter is not None and links:
-        recorder.annotate(await stop.wait_for(interpreter.annotations_of(task.run, links)))
+        recorder.annotate(await stop.wait_for(interpreter.annotations_of(task.run, task.project_id, links)))
 
 
 async def find_for_question(recorder: Recorder, task: Task, question: str, stop: Stop) -> None:
@@ -233,7 +240,7 @@ async def find_for_question(recorder: Recorder, task: Task, question: str, stop:
     assert search is not None  # noqa: S101  # the caller has looked
     calls = CallRecorder(recorder)
     await calls.begin_search(None, search.ranking(task.run))
-    calls.found(0, await stop.wait_for(search.search(task.run, [question], task.room)))
+    calls.found(0, await stop.wait_for(search.search(task.run, task.project_id, [question], task.room)))
     await calls.complete(None, task.extra)
 
 

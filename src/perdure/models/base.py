@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
 
+from perdure.errors import RunFailure
+
 if TYPE_CHECKING:
     from perdure.models.tokens import TokenCounter
 
@@ -83,8 +85,14 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     """The window, for prompt and answer together."""
     answer_tokens: int | None = None
     """The longest answer where a run sets no limit."""
+    calls_tools: bool = True
+    """Whether it can call tools at all."""
     searches: bool = True
     """Whether it calls file search by itself; for one that does not, the search is made with the user's words."""
+
+
+class ToolsRefused(RunFailure):
+    """The model can not call tools; its capacity says so from now on. Asked without tools it may answer."""
 
 
 class Model(Protocol):
@@ -95,7 +103,7 @@ class Model(Protocol):
         ...
 
     def stream(self, request: ModelRequest) -> AsyncGenerator[ModelPiece, None]:
-        """Answer piece by piece, as the model sends them. Raises RunFailure."""
+        """Answer piece by piece, as the model sends them. Raises RunFailure, ToolsRefused among them."""
         ...
 
     async def list_models(self) -> list[str]:

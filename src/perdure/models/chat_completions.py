@@ -18,9 +18,9 @@ import msgspec
 
 from perdure.errors import RunFailure
 from perdure.ids import Clock, Ids, RandomIds
-from perdure.models.base import Capacity, ModelPiece, ModelRequest
+from perdure.models.base import Capacity, ModelPiece, ModelRequest, ToolsRefused
 from perdure.models.chat_pieces import AnswerReader
-from perdure.models.names import map_name
+from perdure.models.names import map_name, matches
 from perdure.models.tokens import TokenCounter
 from perdure.models.upstream_failures import (
     UpstreamAddress,
@@ -49,8 +49,12 @@ LIST_SECONDS = 5.0
 DRAIN_SECONDS = 0.25
 """How long a stream may stay open after its end. Closed in time, the connection is used again."""
 
+_NO_TOOLS = re.compile(r"\btools?\b|\bfunction[ _-]?call", re.IGNORECASE)
+"""With _NOT_UNDERSTOOD: the model can not call tools. Ollama says: `"gemma:2b" does not support tools`."""
+
 _NOT_UNDERSTOOD = re.compile(
-    r"un(known|supported|recognized|expected)|not (supported|permitted|allowed|recognized)|extra|no such|invalid_param",
+    r"un(known|supported|recognized|expected)|not (support(ed)?|permitted|allowed|recognized|enabled)|extra|no such"
+    r"|invalid_param",
     re.IGNORECASE,
 )
 
@@ -81,12 +85,19 @@ class ChatCompletionsModel:
         self._jitter = jitter
         self._counter = TokenCounter()
         self._takes_stream_options = True
+        self._toolless: set[str] = set()
         self._limit_name = "max_completion_tokens"
         self._client = client(settings, self._key)
 
     def capacity(self, model: str) -> Capacity:
         """Return the window that the settings give the model; upstreams do not say it in a common way."""
-        return Capacity(counter=self._counter, context_tokens=map_name(self._settings.context_tokens, model))
+        can_call = model not in self._toolless and not matches(self._settings.toolless_models, model)
+        return Capacity(
+            counter=self._counter,
+            context_tokens=map_name(self._settings.context_tokens, model),
+            calls_tools=can_call,
+            searches=can_call,
+        )
 
     async def stream(self, request: ModelRequest) -> AsyncGenerator[ModelPiece, None]:
         """Answer piece by piece, as the upstream sends them. Raises RunFailure."""
@@ -145,6 +156,9 @@ class ChatCompletionsModel:
                 if self._learns(answer.status_code, error, body):
                     continue
                 failure = refused(self._address, answer.status_code, error, request.model, self._key)
+                if "tools" in body and _refuses_tools(answer.status_code, error):
+                    self._toolless.add(request.model)
+                    raise ToolsRefused(failure.message, code=failure.code)
                 wait = self._wait(answer, error, retries)
             else:
                 failure = self._lost(answer)
@@ -245,3 +259,9 @@ def _listed(body: bytes) -> list[str] | None:
     if not isinstance(rows, list):
         return None
     return [row["id"] for row in rows if isinstance(row, dict) and isinstance(row.get("id"), str)]
+
+
+def _refuses_tools(status: int, error: UpstreamError) -> bool:
+    """Say whether a refusal means that the model can not call tools, whatever they look like."""
+    text = f"{error.param} {error.message}"
+    return status in {400, 422, 501} and bool(_NO_TOOLS.search(text)) and bool(_NOT_UNDERSTOOD.search(text))

@@ -61,6 +61,8 @@ ws ::= | " " | "\n" [ ]{0,8}
 """
 """Any JSON object that ends: eight members on two levels. Without bounds a small model goes on forever."""
 
+SEARCHING_BYTES = 1_000_000_000
+"""Weights smaller than that do not make sense of a search of their own; one is made for them."""
 FRAME_TOKENS = 128
 """What the chat template and the envelope of tools add to a prompt at most."""
 
@@ -111,6 +113,7 @@ class LocalModel:
             counter=self._counter,
             context_tokens=min(self._own_tokens, wanted) - FRAME_TOKENS,
             answer_tokens=self._settings.builtin_answer_tokens,
+            searches=self._weights.stat().st_size >= SEARCHING_BYTES,
         )
 
     async def warm_up(self) -> None:

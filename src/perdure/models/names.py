@@ -172,3 +172,8 @@ def map_name(model_map: Mapping[str, T], name: str) -> T | None:
     if name in model_map:
         return model_map[name]
     return next((target for pattern, target in model_map.items() if fnmatchcase(name, pattern)), None)
+
+
+def matches(patterns: str, name: str) -> bool:
+    """Say whether a name fits one of the patterns, which have commas between."""
+    return any(fnmatchcase(name, pattern.strip()) for pattern in patterns.split(",") if pattern.strip())

@@ -32,11 +32,11 @@ class FileSearch(Protocol):
         """Return how the run wants its results ranked."""
         ...
 
-    async def has_stores(self, run: Run) -> bool:
+    async def has_stores(self, run: Run, project_id: str) -> bool:
         """Say whether there is anything to search."""
         ...
 
-    async def search(self, run: Run, queries: list[str], room: FoundRoom) -> FileSearchCall:
+    async def search(self, run: Run, project_id: str, queries: list[str], room: FoundRoom) -> FileSearchCall:
         """Return what was found, best first, with its text. Raises RunFailure, for an expired store."""
         ...
 
@@ -44,20 +44,36 @@ class FileSearch(Protocol):
 class CodeInterpreter(Protocol):
     """Runs code."""
 
-    async def run_code(self, run: Run, call: CodeInterpreterCall, put_out: Callable[[CodeOutput], None]) -> None:
+    async def file_names(self, run: Run, project_id: str) -> list[str]:
+        """Return the names of the files that stand in /mnt/data before any code has run."""
+        ...
+
+    async def run_code(
+        self, run: Run, project_id: str, call: CodeInterpreterCall, put_out: Callable[[CodeOutput], None]
+    ) -> None:
         """Run `call.input`. Outputs go to `put_out` as they come, which adds them to the call as well.
 
         At the end `x_state` is `ended`, and `x_words` says what the model must know beside the outputs.
         """
         ...
 
-    async def annotations_of(self, run: Run, links: list[Link]) -> list[dict[str, Any]]:
+    async def annotations_of(self, run: Run, project_id: str, links: list[Link]) -> list[dict[str, Any]]:
         """Make files of what the links name, as far as it is there, and return their annotations."""
+        ...
+
+
+class Images(Protocol):
+    """Gives images that are files here."""
+
+    async def data_url(self, file_id: str, project_id: str) -> str | None:
+        """Return the image as a `data:` address; None if there is no such file, or it is no image that models take."""
         ...
 
 
 class Toolbox(msgspec.Struct, frozen=True):
     """The built-in tools of this process."""
+
+    images: Images | None = None
 
     file_search: FileSearch | None = None
     code_interpreter: CodeInterpreter | None = None
