@@ -55,10 +55,6 @@ __all__ = ["MOUNTS", "OPERATIONS", "Operation", "routes"]
 STORE = "/vector_stores/{vector_store_id}"
 MOUNTS = ("/v1", "/openai/v1", "/openai")
 
-
-NO_TOOLS = "files and vector stores are kept and shown, and not given to a tool yet"
-NO_SEARCH = "`include[]` is taken and ignored: there is no file search whose results it would add"
-
 OPERATIONS: tuple[Operation, ...] = (
     Operation(
         "POST",
@@ -67,7 +63,6 @@ OPERATIONS: tuple[Operation, ...] = (
         messages.create_message,
         AddMessage,
         gives=Message,
-        lacks="attachments and `image_file` parts are kept and shown, and not given to tools and model",
     ),
     Operation(
         "GET",
@@ -88,7 +83,6 @@ OPERATIONS: tuple[Operation, ...] = (
         CreateRun,
         gives=Run,
         query=("include[]",),
-        lacks=NO_TOOLS,
     ),
     Operation("GET", "/threads/{thread_id}/runs", "listRuns", runs.list_runs, gives=Run, page=True),
     Operation(
@@ -98,7 +92,6 @@ OPERATIONS: tuple[Operation, ...] = (
         runs.create_thread_and_run,
         CreateThreadAndRun,
         gives=Run,
-        lacks=NO_TOOLS,
     ),
     Operation("POST", "/threads", "createThread", threads.create_thread, CreateThread, gives=Thread),
     Operation("GET", "/threads/{thread_id}", "getThread", threads.get_thread, gives=Thread),
@@ -144,7 +137,6 @@ OPERATIONS: tuple[Operation, ...] = (
         gives=RunStep,
         page=True,
         query=("include[]",),
-        lacks=NO_SEARCH,
     ),
     Operation(
         "GET",
@@ -153,7 +145,6 @@ OPERATIONS: tuple[Operation, ...] = (
         steps.get_run_step,
         gives=RunStep,
         query=("include[]",),
-        lacks=NO_SEARCH,
     ),
     Operation(
         "POST",
