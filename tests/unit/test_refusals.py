@@ -13,7 +13,9 @@ from perdure.wire.assistants import CreateAssistant, ModifyAssistant
 from perdure.wire.messages import CreateMessage
 from perdure.wire.refusals import NOT_JSON, decode_body
 from perdure.wire.runs import CreateRun, CreateThreadAndRun, SubmitToolOutputs
+from perdure.wire.search import SearchRequest
 from perdure.wire.threads import CreateThread
+from perdure.wire.vector_stores import CreateFileBatch
 
 M = {"model": "m"}
 
@@ -34,6 +36,20 @@ CASES: list[tuple[type, Any, str, str | None, str | None]] = [
     ),
     (CreateRun, {}, "Missing required parameter: 'assistant_id'.", "assistant_id", "missing_required_parameter"),
     (CreateThread, {"x": 1}, "Unknown parameter: 'x'.", "x", "unknown_parameter"),
+    (
+        CreateFileBatch,
+        {"file_ids": []},
+        "Invalid 'file_ids': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+        "file_ids",
+        "empty_array",
+    ),
+    (
+        SearchRequest,
+        {"query": []},
+        "Invalid 'query': empty array. Expected an array with minimum length 1, but got an empty array instead.",
+        "query",
+        "empty_array",
+    ),
     (
         CreateAssistant,
         {**M, "tools": [{"type": "function", "function": {"name": "f", "colour": 1}}]},

@@ -172,6 +172,13 @@ def _walk_list(value: list[Any], wanted: inspect.Type, path: str) -> None:
             param=path,
             code="array_above_max_length",
         )
+    if wanted.min_length is not None and len(value) < wanted.min_length:
+        raise InvalidRequest(
+            f"Invalid '{path}': empty array. Expected an array with minimum length {wanted.min_length}, "
+            "but got an empty array instead.",
+            param=path,
+            code="empty_array",
+        )
     for index, item in enumerate(value):
         walk(item, wanted.item_type, f"{path}[{index}]")
 
