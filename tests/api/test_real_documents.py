@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import csv
 import html
+import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,9 +36,25 @@ PLAIN = [
 ]
 
 
+QUERY = "lease lapsed, worker gone: recovered into the queue"
+SCRIPT: dict[str, Any] = {
+    "rules": [
+        {"when": "lease", "role": "user", "call": [{"name": "file_search", "arguments": {"queries": [QUERY]}}]},
+        {
+            "when": "",
+            "role": "tool",
+            "say": "A run whose lease lapsed is recovered【4:0†first】, so they say【4:1†second】.",
+        },
+    ]
+}
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_server(tmp_path_factory.mktemp("documents") / "data", embedding_model="hashing") as base_url:
+    folder = tmp_path_factory.mktemp("documents")
+    script = folder / "script.json"
+    script.write_text(json.dumps(SCRIPT), encoding="utf-8")
+    with running_server(folder / "data", embedding_model="hashing", script=script) as base_url:
         yield base_url
 
 
@@ -129,8 +146,26 @@ def test_thirty_documents_are_read_and_found(client: Client, tmp_path: Path) -> 
         assert "unseen" not in text
         if name.startswith("architecture."):
             assert "import-linter" in text, name
-    found = client.vector_stores.search(
-        store.id, query="lease lapsed, worker gone: recovered into the queue", max_num_results=20
-    )
+    found = client.vector_stores.search(store.id, query=QUERY, max_num_results=20)
     assert {one.filename.partition(".")[0] for one in found.data} & {"architecture", "glossary"}
     assert len({one.filename.rpartition(".")[2] for one in found.data if one.filename.startswith("architecture")}) > 3
+    check_cited(client, store.id, [found.data[0].filename, found.data[1].filename])
+
+
+def check_cited(client: Client, store_id: str, expected: list[str]) -> None:
+    """A streamed run over the store cites what the search found first; markers stand where annotations say."""
+    helper = client.beta.assistants.create(
+        model="gpt-4o",
+        tools=[{"type": "file_search"}],
+        tool_resources={"file_search": {"vector_store_ids": [store_id]}},
+    )
+    thread = client.beta.threads.create(messages=[{"role": "user", "content": "What becomes of a lapsed lease?"}])
+    with client.beta.threads.runs.stream(thread_id=thread.id, assistant_id=helper.id) as stream:
+        part = stream.get_final_messages()[0].content[0]
+    assert part.type == "text"
+    cited = []
+    for annotation in part.text.annotations:
+        assert annotation.type == "file_citation"
+        assert part.text.value[annotation.start_index : annotation.end_index] == annotation.text
+        cited.append(client.files.retrieve(annotation.file_citation.file_id).filename)
+    assert cited == expected
