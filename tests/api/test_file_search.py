@@ -293,8 +293,10 @@ def check_given(client: Client, run: Run, body: Any) -> None:
     part = answer_of(client, run).content[0]
     assert part.type == "text"
     assert len(part.text.annotations) == 2
-    [call] = search_step(client, run)["step_details"]["tool_calls"]
+    step = search_step(client, run)
+    [call] = step["step_details"]["tool_calls"]
     assert call["file_search"]["results"][0]["file_name"] == "cats.txt"
+    assert step["usage"]["total_tokens"] == 0, "no model was asked"
 
 
 def test_an_upstream_that_refuses_tools_gets_the_passages(tmp_path: Path) -> None:

@@ -242,6 +242,14 @@ def test_a_message_may_come_before_a_call(client: Client) -> None:
         ("message_creation", "completed"),
         ("tool_calls", "in_progress"),
     ]
+    submit = client.beta.threads.runs.submit_tool_outputs_and_poll
+    ended = submit(run_id=run.id, thread_id=run.thread_id, tool_outputs=outputs_for(run, "sunny"))
+    steps = client.beta.threads.runs.steps.list(run.id, thread_id=run.thread_id, order="asc").data
+    counted = [step.usage.total_tokens for step in steps if step.usage is not None]
+    assert len(counted) == len(steps), "every completed step has a number"
+    assert counted[0] == 0, "the step of the calls counts the model's words before them too"
+    assert ended.usage is not None
+    assert ended.usage.total_tokens == sum(counted)
 
 
 def test_an_output_may_be_missing_or_null(client: Client) -> None:

@@ -195,7 +195,7 @@ async def _end_with_calls(recorder: Recorder, turn: Turn, counted: Extra, task: 
     if turn.reason == "content_filter":
         raise _filtered()
     _refuse_malformed(turn.calls, task.request.model)
-    await recorder.end_message(None)  # text behind the calls
+    await recorder.end_message(_no_tokens())  # text behind the calls
     builtin = [index for index, call in enumerate(turn.calls.calls) if not isinstance(call, FunctionStepCall)]
     await turn.calls.asked(commit=bool(builtin))
     for index in builtin:
@@ -241,7 +241,7 @@ async def find_for_question(recorder: Recorder, task: Task, question: str, stop:
     calls = CallRecorder(recorder)
     await calls.begin_search(None, search.ranking(task.run))
     calls.found(0, await stop.wait_for(search.search(task.run, task.project_id, [question], task.room)))
-    await calls.complete(None, task.extra)
+    await calls.complete(_no_tokens(), task.extra)
 
 
 def _filtered() -> RunFailure:
@@ -275,6 +275,11 @@ def _counted(model: Model, request: ModelRequest, turn: Turn) -> Usage:
     return usage_of(ModelUsage(counter.count_request(request), counter.count_text(said)))
 
 
+def _no_tokens() -> Usage:
+    """Return the usage of a completed step whose tokens another step counts: clients read a number on each of them."""
+    return usage_of(ModelUsage(0, 0))
+
+
 def usage_of(counted: ModelUsage) -> Usage:
     """Return one model call's tokens as the API shows them."""
     return Usage(
@@ -301,7 +306,7 @@ async def _take(recorder: Recorder, turn: Turn, piece: ModelPiece, task: Task) -
 
 async def _take_call(recorder: Recorder, turn: Turn, piece: ToolCallDelta, task: Task) -> None:
     if not turn.calls.calls:
-        await recorder.end_message(None)
+        await recorder.end_message(_no_tokens())
     if piece.index == len(turn.calls.calls):
         await _begin_call(turn, piece, task)
     turn.calls.argue(piece.index, piece.arguments)
