@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from perdure.sandbox.base import Image, Output, Result, Sandbox, Session
 from perdure.sandbox.choose import make_kind
@@ -29,7 +30,9 @@ def code_environment() -> Path:
     Building needs the package index; without it the test is skipped, which CI does not allow.
     """
     note = ENVIRONMENT / NOTE
-    if not note.exists() or json.loads(note.read_text())["packages"] != PACKAGES:
+    with FileLock(ENVIRONMENT.with_suffix(".lock")):  # several processes run tests side by side
+        if note.exists() and json.loads(note.read_text())["packages"] == PACKAGES:
+            return ENVIRONMENT
         build = [sys.executable, "-m", "perdure", "sandbox", "build", "--to", str(ENVIRONMENT)]
         built = subprocess.run(build, check=False, capture_output=True, text=True)
         if built.returncode != 0:
