@@ -173,6 +173,18 @@ def test_files_of_the_assistant_are_there_too(client: Client) -> None:
     assert answer(client, say(client, coder, "look")) == "['mine.csv']"
 
 
+def test_a_file_whose_bytes_are_gone_is_told_and_the_others_are_there(
+    client: Client, coder: Assistant, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    gone, there = upload(client, "gone.csv", "deleted by other hands"), upload(client, "there.csv", "b")
+    for path in tmp_path_factory.getbasetemp().glob("code*/data/files/*/*"):
+        if path.read_bytes() == b"deleted by other hands":
+            path.unlink()
+    said = answer(client, say(client, coder, "look", None, gone, there))
+    assert said.startswith("['there.csv']")
+    assert "gone.csv is not in /mnt/data" in said
+
+
 def test_what_goes_wrong_is_told_to_the_model(client: Client, coder: Assistant) -> None:
     broken = say(client, coder, "break")
     assert broken.status == "completed"

@@ -197,6 +197,9 @@ def test_files_go_in_and_out(run: Run, kind: str, tmp_path: Path) -> None:
             await content(session, "missing.txt")
         with pytest.raises(FileRefused, match="can not name a file"):
             await session.put("../out", b"")
+        with pytest.raises(FileRefused, match="its bytes are gone"):
+            await session.put("deleted.csv", tmp_path / "deleted.csv")
+        assert (await hear(session, "1 + 1")).text == "2\n"
 
     in_session(run, kind, tmp_path, scene)
 

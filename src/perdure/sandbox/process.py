@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import logging
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -157,12 +158,17 @@ class ProcessSession:
             names.check_name(name)
         except names.Refused as refusal:
             raise FileRefused(str(refusal)) from None
-        async with self._answering():
-            await self._send({"op": "put", "name": name})
-            async for piece in _pieces(content):
-                await self._send({"op": "data"}, piece)
-            await self._send({"op": "end"})
-            head, _ = await self._receive()
+        try:  # before the session is told: it would wait for the rest of a file that can not be read
+            file = io.BytesIO(content) if isinstance(content, bytes) else await asyncio.to_thread(content.open, "rb")
+        except FileNotFoundError:
+            raise FileRefused("its bytes are gone; it may have been deleted just now") from None
+        with file:
+            async with self._answering():
+                await self._send({"op": "put", "name": name})
+                while piece := await asyncio.to_thread(file.read, frames.CHUNK_BYTES):
+                    await self._send({"op": "data"}, piece)
+                await self._send({"op": "end"})
+                head, _ = await self._receive()
         if head["op"] == "failed":
             raise FileRefused(str(head.get("words"))[:1000])
 
@@ -304,13 +310,3 @@ def _listed(found: Any) -> dict[str, FileInfo]:
             continue
         listed[one[0]] = FileInfo(bytes=one[1], changed_ns=one[2])
     return listed
-
-
-async def _pieces(content: Path | bytes) -> AsyncIterator[bytes]:
-    if isinstance(content, bytes):
-        for begin in range(0, len(content), frames.CHUNK_BYTES):
-            yield content[begin : begin + frames.CHUNK_BYTES]
-        return
-    with await asyncio.to_thread(content.open, "rb") as file:
-        while piece := await asyncio.to_thread(file.read, frames.CHUNK_BYTES):
-            yield piece

@@ -191,12 +191,15 @@ class SandboxInterpreter:
             file = stored.file
             if file.id in laid.names:
                 continue
-            laid.names[file.id] = names[file.id]
             try:
                 async with self._blobs.local_copy(stored.blob) as path:
                     await session.put(names[file.id], path)
-            except (FileRefused, Unavailable) as failure:
+            except FileRefused as failure:
                 said.append(f"The file {names[file.id]} is not in {DATA}: {failure}")
+            except Unavailable as failure:  # the next call tries again
+                said.append(f"The file {names[file.id]} is not in {DATA} yet: {failure}")
+                continue
+            laid.names[file.id] = names[file.id]
         return said
 
     # -- files on the way out
