@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -114,7 +115,12 @@ def test_a_choice_that_the_run_does_not_have_is_refused(client: Client, choice: 
     assert named in caught.value.message
 
 
-def test_a_tool_that_is_not_run_yet_can_not_be_forced(client: Client) -> None:
-    run = begin(client, "hi", tools=[{"type": "file_search"}], tool_choice={"type": "file_search"})
-    assert run.status == "failed"
-    assert "file_search" in run.last_error.message
+def test_a_tool_that_the_model_can_not_have_can_not_be_forced(tmp_path: Path) -> None:
+    with (
+        upstream_of(ScriptedServer()) as upstream_url,
+        running_server(tmp_path, upstream_url=upstream_url, builtin_model="none", toolless_models="*") as base_url,
+        Client(base_url) as client,
+    ):
+        run = begin(client, "hi", tools=[{"type": "code_interpreter"}], tool_choice={"type": "code_interpreter"})
+        assert run.status == "failed"
+        assert "code_interpreter" in run.last_error.message

@@ -19,7 +19,10 @@ import pytest
 from perdure.api.routes import OPERATIONS, Operation
 from perdure.wire.messages import AddMessage, ModifyMessage
 from perdure.wire.runs import CreateRun, ModifyRun, RetryRun, SubmitToolOutputs
+from perdure.wire.search import SearchRequest
 from perdure.wire.threads import ModifyThread
+from perdure.wire.uploads import CompleteUpload
+from perdure.wire.vector_stores import CreateFileBatch, CreateVectorStoreFile, RebuildVectorStore, UpdateAttributes
 from tests.api.scenes import WEATHER, ask, asked, refused, settled, write_script
 from tests.server import Client, running_server, server_process
 
@@ -192,7 +195,15 @@ def objects_of(client: Client) -> dict[str, str]:
     run = asked(client, "weather")
     message = client.beta.threads.messages.list(run.thread_id).data[0]
     step = client.beta.threads.runs.steps.list(run.id, thread_id=run.thread_id).data[0]
+    file = client.files.create(file=("a.txt", b"words"), purpose="assistants")
+    upload = client.uploads.create(filename="b.txt", purpose="assistants", bytes=5, mime_type="text/plain")
+    store = client.vector_stores.create(name="store")
+    batch = client.vector_stores.file_batches.create_and_poll(store.id, file_ids=[file.id], poll_interval_ms=20)
     return {
+        "file_id": file.id,
+        "upload_id": upload.id,
+        "vector_store_id": store.id,
+        "batch_id": batch.id,
         "assistant_id": run.assistant_id,
         "thread_id": run.thread_id,
         "message_id": message.id,
@@ -202,7 +213,8 @@ def objects_of(client: Client) -> dict[str, str]:
 
 
 def unknown(ids: dict[str, str]) -> dict[str, str]:
-    return {name: f"{value.partition('_')[0]}_{'0' * 24}" for name, value in ids.items()}
+    """Return ids of the same kinds that nobody has."""
+    return {name: re.sub("[A-Za-z0-9]{20,}$", "0" * 24, value) for name, value in ids.items()}
 
 
 def everything(client: Client, ids: dict[str, str]) -> list[Any]:
@@ -213,6 +225,10 @@ def everything(client: Client, ids: dict[str, str]) -> list[Any]:
         threads.messages.list(thread_id).data,
         threads.runs.list(thread_id).data,
         threads.runs.steps.list(ids["run_id"], thread_id=thread_id).data,
+        client.files.list().data,
+        client.vector_stores.list().data,
+        client.vector_stores.files.list(ids["vector_store_id"]).data,
+        client.vector_stores.file_batches.retrieve(ids["batch_id"], vector_store_id=ids["vector_store_id"]),
     ]
 
 
@@ -226,6 +242,12 @@ def body_of(operation: Operation, ids: dict[str, str]) -> dict[str, Any] | None:
         RetryRun: {},
         SubmitToolOutputs: {"tool_outputs": []},
         ModifyThread: {"metadata": {"stolen": "yes"}},
+        CompleteUpload: {"part_ids": ["part_0"]},
+        CreateVectorStoreFile: {"file_id": ids["file_id"]},
+        CreateFileBatch: {"file_ids": [ids["file_id"]]},
+        UpdateAttributes: {"attributes": {"stolen": "yes"}},
+        SearchRequest: {"query": "words"},
+        RebuildVectorStore: {},
     }
     return bodies.get(operation.body, {"metadata": {"stolen": "yes"}}) if operation.body else None
 
@@ -235,11 +257,14 @@ WITHOUT_IDS = {one.operation_id for one in OPERATIONS} - {one.operation_id for o
 
 
 def call(client: Client, operation: Operation, ids: dict[str, str]) -> httpx2.Response:
+    body: dict[str, Any] = {"json": body_of(operation, ids)}
+    if operation.file:
+        body = {"files": {operation.file: ("a.txt", b"words")}}
     return httpx2.request(
         operation.method,
         f"{client.base_url}{operation.path.format(**ids)[1:]}",
-        json=body_of(operation, ids),
         headers={"authorization": f"Bearer {client.api_key}"},
+        **body,
     )
 
 
@@ -276,6 +301,7 @@ def test_every_operation_without_ids_is_looked_at_here() -> None:
         *("createAssistant", "listAssistants", "createThread", "createThreadAndRun"),
         *("listModels", "retrieveModel", "deleteModel"),  # models belong to nobody
         "listThreads",
+        *("createFile", "listFiles", "createUpload", "createVectorStore", "listVectorStores"),
     } == WITHOUT_IDS
 
 
@@ -298,6 +324,34 @@ def test_the_list_of_threads_shows_ones_own_only(neighbours: Neighbours) -> None
         assert bool(shown) == (query == "")
     cursor = f"/threads?after={neighbours.ids['thread_id']}"
     assert refused(neighbours.theirs.get, cursor, cast_to=httpx2.Response).status == 400
+
+
+def test_lists_of_files_and_vector_stores_show_ones_own_only(neighbours: Neighbours) -> None:
+    theirs = neighbours.theirs
+    assert neighbours.ids["file_id"] not in {one.id for one in theirs.files.list()}
+    assert neighbours.ids["vector_store_id"] not in {one.id for one in theirs.vector_stores.list()}
+    assert refused(theirs.files.list, after=neighbours.ids["file_id"]).status == 400
+    assert refused(theirs.vector_stores.list, after=neighbours.ids["vector_store_id"]).status == 400
+
+
+def test_anothers_file_and_vector_store_can_not_be_named(neighbours: Neighbours) -> None:
+    theirs, ids = neighbours.theirs, neighbours.ids
+    store: Any = {"file_search": {"vector_store_ids": [ids["vector_store_id"]]}}
+    code: Any = {"code_interpreter": {"file_ids": [ids["file_id"]]}}
+    image: Any = [{"type": "image_file", "image_file": {"file_id": ids["file_id"]}}]
+    attached: Any = {"file_id": ids["file_id"], "tools": [{"type": "file_search"}]}
+    for make, named in (
+        (theirs.vector_stores.create, {"file_ids": [ids["file_id"]]}),
+        (theirs.beta.assistants.create, {"model": "m", "tool_resources": store}),
+        (theirs.beta.assistants.create, {"model": "m", "tool_resources": code}),
+        (theirs.beta.threads.create, {"tool_resources": store}),
+        (theirs.beta.threads.create, {"messages": [{"role": "user", "content": image}]}),
+        (theirs.beta.threads.create, {"messages": [{"role": "user", "content": "x", "attachments": [attached]}]}),
+    ):
+        refusal = refused(make, **named)
+        assert refusal.status == 404, named
+    their_store = neighbours.their_ids["vector_store_id"]
+    assert refused(theirs.vector_stores.files.create, their_store, file_id=ids["file_id"]).status == 404
 
 
 def test_anothers_assistant_does_not_run(neighbours: Neighbours) -> None:

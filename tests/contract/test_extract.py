@@ -303,6 +303,8 @@ def test_limits_of_pages_cells_and_characters(tmp_path: Path) -> None:
 
 def test_a_reader_serves_several_files_and_is_then_replaced(tmp_path: Path) -> None:
     path = written(tmp_path / "file", "words")
+    large = bytearray(400 * 1024 * 1024)  # what its parent has is not held against a reader
+    large[::4096] = b"x" * len(large[::4096])
 
     async def use(extractor: Extractor) -> list[int]:
         pids = []
