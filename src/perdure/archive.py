@@ -2,7 +2,7 @@
 
     manifest.json           versions, time, and of each member its SHA-256
     tables/NAME.jsonl       a table, one row a line, a JSON array of its columns' values
-    files/...               the files folder as it was
+    files/ab/abcdef...      a blob: the bytes of a file, or of a part of an upload
 
 Rules: an archive is written under another name and put in its place when it is whole and on disk; nothing of it is used
 before all of it was checked.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -49,7 +48,11 @@ class TableNote(msgspec.Struct, frozen=True):
 
 
 class Manifest(msgspec.Struct, frozen=True, kw_only=True):
-    """What an archive says of itself."""
+    """What an archive says of itself.
+
+    Blobs that rows of the tables name and that are not in it: `gone` are those of files that were deleted while the
+    backup ran, `lost` those that were not where they should have been.
+    """
 
     format: str
     format_version: int
@@ -58,6 +61,8 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     tables: dict[str, TableNote]
     members: dict[str, Member]
+    gone: list[str] = []
+    lost: list[str] = []
 
 
 class _Hashed(io.RawIOBase):
@@ -95,26 +100,6 @@ class ArchiveWriter:
             yield hashed
         self.members[name] = hashed.member
 
-    def add_folder(self, folder: Path) -> int:
-        """Add the files below a folder that are not in the archive yet; return how many.
-
-        Those that vanish meanwhile are left out, and hidden ones: they are still being written.
-        """
-        added = 0
-        for path in sorted(folder.rglob("*")):
-            below = path.relative_to(folder)
-            name = FILES + below.as_posix()
-            if name in self.members or not path.is_file() or any(part.startswith(".") for part in below.parts):
-                continue
-            try:
-                source = path.open("rb")
-            except FileNotFoundError:
-                continue  # deleted while the backup runs
-            with source, self.member(name) as target:
-                shutil.copyfileobj(source, target, PIECE_BYTES)
-            added += 1
-        return added
-
     def add_manifest(self, manifest: Manifest) -> None:
         """Write the manifest, as the last member."""
         self._zip.writestr(MANIFEST, msgspec.json.format(msgspec.json.encode(manifest), indent=1))
@@ -122,6 +107,11 @@ class ArchiveWriter:
     def close(self) -> None:
         """Write the zip's own end. An archive without a manifest is none."""
         self._zip.close()
+
+
+def blob_member(blob: str) -> str:
+    """Return the name of a blob's member: as it lies in a files folder."""
+    return f"{FILES}{blob[:2]}/{blob}"
 
 
 @contextmanager
@@ -163,26 +153,13 @@ class ArchiveReader:
         self.manifest = manifest
 
     @property
-    def files(self) -> list[str]:
-        """Names of the members that are files."""
-        return [name for name in self.manifest.members if name.startswith(FILES)]
+    def blobs(self) -> dict[str, str]:
+        """Names of the blobs, each with that of its member."""
+        return {PurePosixPath(name).name: name for name in self.manifest.members if name.startswith(FILES)}
 
     def open(self, name: str) -> IO[bytes]:
         """Read one member."""
         return self._zip.open(name)
-
-    def extract_files(self, folder: Path) -> None:
-        """Write all files below a folder that does not exist yet, and put them on disk."""
-        folder.mkdir(mode=0o700)
-        for name in self.files:
-            path = folder.joinpath(*PurePosixPath(name).parts[1:])
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            with self.open(name) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, PIECE_BYTES)
-                target.flush()
-                os.fsync(target.fileno())
-        for below in {path.parent for path in folder.rglob("*")} | {folder}:
-            sync_folder(below)
 
 
 @contextmanager

@@ -39,6 +39,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 log = logging.getLogger("perdure.blobs")
+gone_log = logging.getLogger("perdure.blobs.gone")
 
 FOLDER = "files"
 INCOMING = ".incoming"
@@ -73,6 +74,10 @@ class FoundBlob(NamedTuple):
     written_at: float
 
 
+class BlobGone(Unavailable):
+    """There is no such blob."""
+
+
 class Blobs(Protocol):
     """Where bytes are kept. Failures of the place itself are raised as `errors.Unavailable`."""
 
@@ -81,7 +86,7 @@ class Blobs(Protocol):
         ...
 
     def read(self, name: str, start: int = 0, end: int | None = None) -> AsyncGenerator[bytes]:
-        """Give the bytes from `start` up to and without `end`, in pieces of about a megabyte."""
+        """Give the bytes from `start` up to and without `end`, in pieces of about a megabyte. Raises BlobGone."""
         ...
 
     async def concat(self, names: Sequence[str], to: str) -> WrittenBlob:
@@ -461,6 +466,6 @@ async def _one_after_the_other(blobs: Blobs, names: Sequence[str]) -> AsyncGener
             yield piece
 
 
-def _gone(place: object, error: Exception) -> Unavailable:
-    log.error("files in %s: %s", place, str(error).partition("\n")[0])
-    return Unavailable("The bytes of this file are not where the server keeps files: they were deleted by other hands.")
+def _gone(place: object, error: Exception) -> BlobGone:
+    gone_log.error("files in %s: %s", place, str(error).partition("\n")[0])
+    return BlobGone("The bytes of this file are not where the server keeps files: they were deleted by other hands.")

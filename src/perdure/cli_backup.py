@@ -6,6 +6,7 @@ carry an export.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Mapping
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 Data = Annotated[Path | None, typer.Option("--data", help="The data folder.")]
 DatabaseUrl = Annotated[str | None, typer.Option("--database-url", help="Postgres, if the server uses it.")]
+BlobsUrl = Annotated[str | None, typer.Option("--blobs-url", help="The bucket, if the server keeps files in one.")]
 Project = Annotated[str | None, typer.Option("--project", metavar="NAME", help="This project only.")]
-SHOWN = ("assistants", "threads", "messages", "runs")
+SHOWN = ("assistants", "threads", "messages", "runs", "files", "vector_stores")
+NAMED_AT_MOST = 5
 
 
 def register(app: typer.Typer) -> None:
@@ -40,14 +43,26 @@ def backup(
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     data: Data = None,
     database_url: DatabaseUrl = None,
+    blobs_url: BlobsUrl = None,
 ) -> None:
-    """Write everything (objects, keys, files) into one file, also while the server runs. Weights are left out."""
+    """Write everything (objects, keys, files) into one file, also while the server runs. Weights are left out.
+
+    The exit status is 1 if bytes of files are not where they should be: all else is in the backup.
+    """
     from rich.filesize import decimal
 
     from perdure.backup import make_backup
 
-    manifest = make_backup(read_settings(data=data, database_url=database_url), file, force=force)
+    logging.getLogger("perdure.blobs.gone").disabled = True  # what was deleted meanwhile is no news, the rest is below
+    settings = read_settings(data=data, database_url=database_url, blobs_url=blobs_url)
+    manifest = make_backup(settings, file, force=force)
     typer.echo(f"{file}: {_contents(manifest)}; {decimal(file.stat().st_size)}", err=True)
+    if manifest.lost:
+        lost = f"NOT in the backup, as they are not where the server keeps files: {_first(manifest.lost)}"
+        typer.echo(
+            f"the bytes of {len(manifest.lost)} files are {lost}. Is PERDURE_BLOBS_URL as for the server?", err=True
+        )
+        raise typer.Exit(1)
 
 
 def restore(
@@ -55,30 +70,41 @@ def restore(
     force: Annotated[bool, typer.Option("--force", help="Keep what is there under another name.")] = False,
     data: Data = None,
     database_url: DatabaseUrl = None,
+    blobs_url: BlobsUrl = None,
 ) -> None:
-    """Put a backup into an empty data folder or database; the server must not run."""
+    """Put a backup into an empty data folder, database and bucket; the server must not run."""
     from perdure.backup import restore_backup
 
-    settings = read_settings(data=data, database_url=database_url)
+    settings = read_settings(data=data, database_url=database_url, blobs_url=blobs_url)
     restored = restore_backup(settings, file, force=force)
     made = datetime.fromtimestamp(restored.manifest.created_at, UTC).strftime("%Y-%m-%d %H:%M UTC")
     where = "the database" if settings.database_url else settings.data
     typer.echo(f"restored {_contents(restored.manifest)} of {made} into {where}", err=True)
     if restored.aside:
         typer.echo(f"what was there before is kept in {restored.aside}", err=True)
+    if restored.unnamed:
+        typer.echo(
+            f"{restored.unnamed} files that were in the bucket before belong to nothing now: they are deleted when "
+            "they are PERDURE_ORPHAN_SECONDS old. Set it to 0 before you start the server if you want to keep them",
+            err=True,
+        )
 
 
 def _contents(manifest: Manifest) -> str:
     counts = {name: note.rows for name, note in manifest.tables.items()}
     counts["keys"] = counts.get("api_keys", 0)
-    counts["files"] = len(manifest.members) - len(manifest.tables)
-    return _counted({name: counts.get(name, 0) for name in (*SHOWN, "keys", "files")})
+    return _counted({name: counts.get(name, 0) for name in (*SHOWN, "keys")})
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     """Return `1 thread, 2 messages`; what there is none of is left out."""
-    shown = [f"{count} {name[:-1] if count == 1 else name}" for name, count in counts.items() if count]
+    words = {name: name.replace("_", " ") for name in counts}
+    shown = [f"{count} {words[name][:-1] if count == 1 else words[name]}" for name, count in counts.items() if count]
     return ", ".join(shown) or "nothing"
+
+
+def _first(names: list[str]) -> str:
+    return ", ".join(names[:NAMED_AT_MOST]) + (" ..." if names[NAMED_AT_MOST:] else "")
 
 
 def export(

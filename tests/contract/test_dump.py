@@ -20,11 +20,12 @@ from perdure.store.db import Database, Do, Operation, Row, Rows
 from perdure.store.dump import Table
 from perdure.store.migrations import migrations
 from perdure.store.sqlite import SqliteDatabase
-from tests.contract.old_databases import Old, check_all, make_postgres, make_sqlite
+from tests.contract.old_databases import FILES_SINCE, PART_BLOB, Old, check_all, make_postgres, make_sqlite
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 VERSIONS = [migration.version for migration in migrations()]
 STORES = ["sqlite", "postgres"]
+BYTES = b"\0\xff bytes"
 
 
 @pytest.fixture
@@ -47,19 +48,29 @@ def target(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
     return read_settings(data=tmp_path / "target", database_url=request.getfixturevalue("postgres_url"))
 
 
+def lay_bytes(settings: Settings, old: Old) -> Path | None:
+    """Lay the bytes of one blob where they belong, of those that the version's rows name."""
+    if old.version < FILES_SINCE:
+        return None
+    blob = Path("files") / PART_BLOB[:2] / PART_BLOB
+    (settings.data / blob).parent.mkdir(parents=True)
+    (settings.data / blob).write_bytes(BYTES)
+    return blob
+
+
 @pytest.mark.parametrize("target", STORES, indirect=True)
 @pytest.mark.parametrize("source", [(store, version) for store in STORES for version in VERSIONS], indirect=True)
 def test_a_backup_fits_every_store(source: tuple[Settings, Old], target: Settings, tmp_path: Path, run: Run) -> None:
     settings, old = source
-    (settings.data / "files").mkdir()
-    (settings.data / "files" / "file-1").write_bytes(b"\0\xff bytes")
+    blob = lay_bytes(settings, old)
     manifest = make_backup(settings, tmp_path / "backup.zip", force=False)
     assert manifest.schema_version == old.version, "a backup does not migrate: an older server may be at work"
     assert {name: manifest.tables[name].rows for name in old.tables} == {
         name: len(rows) for name, rows in old.tables.items()
     }
     assert restore_backup(target, tmp_path / "backup.zip", force=False).aside is None
-    assert (target.data / "files" / "file-1").read_bytes() == b"\0\xff bytes"
+    assert blob is None or (target.data / blob).read_bytes() == BYTES
+    assert len(manifest.lost) == (0 if blob is None else 3)
 
     async def story() -> None:
         database = await open_database(target)

@@ -8,6 +8,7 @@ then; all of a load is one transaction.
 from __future__ import annotations
 
 import base64
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -101,8 +102,8 @@ def _dump_table(table: Table, intake: Intake) -> Operation[None]:
 def load_tables(dialect: Dialect, version: int, rows_of: RowsOf, aside: str | None = None) -> Operation[str | None]:
     """Fill a database with a dump of that schema version, then migrate it.
 
-    A database that holds something is refused; on Postgres with `aside` its tables are moved to a schema of that name.
-    Returns the name if it was used. Raises OperatorError.
+    A database that holds something is refused; on Postgres with `aside` its tables are moved to a schema of that name,
+    or one like it. Returns the name if it was used. Raises OperatorError.
     """
     if dialect.lock is not None:
         yield Row(dialect.lock)
@@ -143,10 +144,21 @@ def _make_room(dialect: Dialect, aside: str | None) -> Operation[str | None]:
             "the database is not empty: restore into an empty one, or let --force move what is there out of the way"
         )
     if full:
+        aside = yield from _free_schema(str(aside))
         yield Do(f"CREATE SCHEMA {aside}")
     for name in [*(table.name for table in tables), "schema_version"]:
         yield Do(f"ALTER TABLE {name} SET SCHEMA {aside}" if full else f"DROP TABLE {name}")
     return aside if full else None
+
+
+def _free_schema(wanted: str) -> Operation[str]:
+    """Return a name that no schema has: another restore may have been there in the same second."""
+    name = wanted
+    for number in itertools.count(2):
+        if (yield Row("SELECT 1 FROM pg_namespace WHERE nspname = $1", name)) is None:
+            break
+        name = f"{wanted}_{number}"
+    return name
 
 
 def _load_table(table: Table, columns: Sequence[str], rows: Iterator[list[Any]]) -> Operation[None]:
