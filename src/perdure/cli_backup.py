@@ -103,6 +103,11 @@ def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(shown) or "nothing"
 
 
+def _plural(kind: str) -> str:
+    """Return the name of the table in which objects of a kind lie."""
+    return "vector_store_files" if kind == "vector_store.file" else kind.rpartition(".")[2] + "s"
+
+
 def _first(names: list[str]) -> str:
     return ", ".join(names[:NAMED_AT_MOST]) + (" ..." if names[NAMED_AT_MOST:] else "")
 
@@ -113,25 +118,32 @@ def export(
     thread: Annotated[
         list[str] | None, typer.Option("--thread", metavar="ID", help="This thread, with its assistants; repeatable.")
     ] = None,
+    files: Annotated[
+        Path | None, typer.Option("--files", metavar="FOLDER", help="Write the files' bytes there, named by their ids.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace FILE if it exists.")] = False,
     data: Data = None,
     database_url: DatabaseUrl = None,
+    blobs_url: BlobsUrl = None,
 ) -> None:
-    """Write assistants, threads, messages, runs and steps as JSON Lines, also while the server runs."""
+    """Write files, vector stores, assistants, threads, messages, runs and steps as JSON Lines; the server may run."""
     from perdure.archive import whole_file
     from perdure.exchange import export_lines
 
-    settings = read_settings(data=data, database_url=database_url)
+    logging.getLogger("perdure.blobs.gone").disabled = True  # it is said below
+    settings = read_settings(data=data, database_url=database_url, blobs_url=blobs_url)
     if file is not None and str(file) != "-":
         with whole_file(file, force=force) as target:
-            counts = export_lines(settings, target, project, thread or [])
+            done = export_lines(settings, target, project, thread or [], files)
     else:
         try:
-            counts = export_lines(settings, sys.stdout.buffer, project, thread or [])
+            done = export_lines(settings, sys.stdout.buffer, project, thread or [], files)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
             raise OperatorError("whoever reads the export has gone: it is not whole") from None
-    typer.echo(f"exported {_counted(counts)}", err=True)
+    typer.echo(f"exported {_counted(done.counts)}", err=True)
+    if done.missing:
+        typer.echo(f"the bytes of these are not where the server keeps files: {_first(done.missing)}", err=True)
 
 
 def import_lines(
@@ -144,19 +156,23 @@ def import_lines(
             help="The project to put all into. Unset: an export's own ones, else `default`.",
         ),
     ] = None,
+    files: Annotated[
+        Path | None, typer.Option("--files", metavar="FOLDER", help="Where the files' bytes are, named by their ids.")
+    ] = None,
     data: Data = None,
     database_url: DatabaseUrl = None,
+    blobs_url: BlobsUrl = None,
 ) -> None:
     """Store objects written down as JSON Lines, ids kept. What is there already is never overwritten."""
     from perdure import exchange
 
-    settings = read_settings(data=data, database_url=database_url)
+    settings = read_settings(data=data, database_url=database_url, blobs_url=blobs_url)
     try:
         with sys.stdin.buffer if file == "-" else Path(file).open("rb") as source:
-            report = exchange.import_lines(settings, source, project, lambda text: typer.echo(text, err=True))
+            report = exchange.import_lines(settings, source, project, lambda text: typer.echo(text, err=True), files)
     except OSError as error:
         raise OperatorError(f"{file} can not be read: {error.strerror or error}") from None
-    counts = {name.rpartition(".")[2] + "s": count for name, count in report.imported.items()}
+    counts = {_plural(name): count for name, count in report.imported.items()}
     there = f"; {report.same} there already" if report.same else ""
     typer.echo(f"imported {_counted(counts)}{there}", err=True)
     for kind, count in sorted(report.unknown.items()):

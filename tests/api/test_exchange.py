@@ -70,7 +70,9 @@ def exported(data: Path, *options: str) -> list[dict[str, Any]]:
 
 
 def imported(data: Path, file: Path, *options: str, status: int = 0) -> str:
-    done = perdure("import", str(file), "--data", str(data), *options, cwd=data.parent)
+    done = perdure(
+        "import", str(file), "--data", str(data), *options, cwd=data.parent, PERDURE_EMBEDDING_MODEL="hashing"
+    )
     assert (done.returncode, done.stdout) == (status, ""), done.stderr
     return done.stderr
 
@@ -162,9 +164,9 @@ def test_lists_of_the_hosted_api_are_taken_as_they_were_written_down(data: Path,
     file = write_lines(tmp_path / "hosted.jsonl", HOSTED_ASSISTANT, HOSTED_THREAD, *reversed(spoken), run)
     assert imported(data, file) == "imported 1 assistant, 1 thread, 4 messages, 1 run\n"
     assert imported(data, file) == "imported nothing; 7 there already\n"
-    file.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(file.read_bytes().splitlines()) + b'\n{"object":"file"}')
+    file.write_bytes(b"\xef\xbb\xbf" + b"\r\n\r\n".join(file.read_bytes().splitlines()) + b'\n{"object":"upload"}')
     said = imported(data, file, status=1)
-    assert "left out: 1 of kind 'file', which can not be imported" in said
+    assert "left out: 1 of kind 'upload', which can not be imported" in said
     with running_server(data) as url, Client(url) as client:
         messages = client.beta.threads.messages.list("thread_hosted", order="asc").data
         assert [one.id for one in messages] == [one["id"] for one in spoken]

@@ -142,7 +142,7 @@ def test_a_wrong_line_says_what_is_wrong(line: Any, why: str) -> None:
 
 
 def test_other_lines_are_told_apart() -> None:
-    assert read_line(1, b'{"object": "vector_store", "id": "vs_1"}') == Unknown("vector_store")
+    assert read_line(1, b'{"object": "upload", "id": "upload_1"}') == Unknown("upload")
     head = b'{"object": "perdure.export", "version": 1, "perdure_version": "0.1.0", "created_at": 1}'
     assert isinstance(read_line(1, head), ExportHead)
     assert read_line(9, b'{"object": "perdure.export.end", "objects": 3}') == ExportEnd(objects=3)

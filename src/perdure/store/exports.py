@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
 from perdure.errors import OperatorError
-from perdure.store.bodies import encode, read_extra
+from perdure.store.bodies import encode, read_extra, read_vector_store
 from perdure.store.db import Operation, Row, Rows, Value
+from perdure.store.vector_stores import shown
 from perdure.wire.exports import BESIDE, Beside
 from perdure.wire.runs import Extra
 
 CHUNK = 100
+_NAMED = re.compile(r'"(file-[A-Za-z0-9_-]+|vs_[A-Za-z0-9_-]+)"')
+"""An id of a file or a vector store as a whole JSON string; where one stands within a text, its quotes are escaped."""
 
 
 class Intake(Protocol):
@@ -25,12 +29,16 @@ class Intake(Protocol):
         """Take one line, without its end; `kind` names the table."""
         ...
 
+    def take_file(self, file_id: str, size_bytes: int, blob: str) -> None:
+        """Hear where the bytes of a file are whose line was taken."""
+        ...
 
-def export_objects(project: str | None, threads: Sequence[str], intake: Intake) -> Operation[None]:
+
+def export_objects(project: str | None, threads: Sequence[str], intake: Intake, now: int) -> Operation[None]:
     """Hand all objects to `intake`; of one project and of some threads only, if they are named.
 
-    With threads come the assistants that worked on them. Unlike other operations this one has an effect.
-    Raises OperatorError for a project or thread that is not there.
+    With threads come the assistants that worked on them, and the files and vector stores that either name. Unlike
+    other operations this one has an effect. Raises OperatorError for a project or thread that is not there.
     """
     projects = yield from _find_projects(project)
     chosen = yield from _find_threads(threads, projects, project)
@@ -39,6 +47,9 @@ def export_objects(project: str | None, threads: Sequence[str], intake: Intake) 
         here = [row for row in chosen if row[1] == project_id]
         if threads and not here:
             continue
+        named = (yield from _find_named([row[0] for row in here])) if threads else None
+        yield from _export_files(project_id, Beside(project=name), named, intake, now)
+        yield from _export_stores(project_id, Beside(project=name), named, intake, now)
         yield from _export_assistants(project_id, name, [row[0] for row in here], intake)
         if threads:
             for thread_id, _, body in here:
@@ -66,6 +77,80 @@ def _find_threads(
             raise OperatorError(f"there is no thread '{thread_id}'{where}")
         found += [(row[0], row[1], row[2])]
     return found
+
+
+def _find_named(threads: list[str]) -> Operation[set[str]]:
+    """Return the ids of files and vector stores that threads name, with all that hangs on them, and their assistants.
+
+    Also those of the files in the stores.
+    """
+    named: set[str] = set()
+    for thread_id in threads:
+        for table, condition in (
+            ("threads", "id = $1"),
+            ("messages", "thread_id = $1"),
+            ("steps", "thread_id = $1"),
+            ("assistants", "id IN (SELECT assistant_id FROM runs WHERE thread_id = $1)"),
+        ):
+            seq = 0
+            while True:
+                rows = yield Rows(
+                    f"SELECT seq, body FROM {table} WHERE {condition} AND seq > $2 ORDER BY seq LIMIT $3",
+                    thread_id,
+                    seq,
+                    CHUNK,
+                )
+                named.update(found for row in rows for found in _NAMED.findall(row[1]))
+                if len(rows) < CHUNK:
+                    break
+                seq = rows[-1][0]
+    for store_id in [one for one in named if one.startswith("vs_")]:
+        rows = yield Rows("SELECT id FROM vector_store_files WHERE vector_store_id = $1", store_id)
+        named.update(row[0] for row in rows)
+    return named
+
+
+def _export_files(
+    project_id: str, beside: Beside, named: Collection[str] | None, intake: Intake, now: int
+) -> Operation[None]:
+    seq = 0
+    while True:
+        rows = yield Rows(
+            "SELECT seq, id, body, sha256, bytes, blob FROM files WHERE project_id = $1 AND seq > $2 "
+            "AND (expires_at IS NULL OR expires_at > $3) ORDER BY seq LIMIT $4",
+            project_id,
+            seq,
+            now,
+            CHUNK,
+        )
+        for _, file_id, body, sha256, size_bytes, blob in rows:
+            if named is None or file_id in named:
+                _take(intake, "files", body, Beside(project=beside.project, sha256=sha256))
+                intake.take_file(file_id, size_bytes, blob)
+        if len(rows) < CHUNK:
+            return
+        seq = rows[-1][0]
+
+
+def _export_stores(
+    project_id: str, beside: Beside, named: Collection[str] | None, intake: Intake, now: int
+) -> Operation[None]:
+    """Hand over vector stores as clients see them, each with its files."""
+    seq = 0
+    while True:
+        rows = yield Rows(
+            "SELECT seq, id, body FROM vector_stores WHERE project_id = $1 AND seq > $2 ORDER BY seq LIMIT $3",
+            project_id,
+            seq,
+            CHUNK,
+        )
+        for _, store_id, body in rows:
+            if named is None or store_id in named:
+                _take(intake, "vector_stores", encode(shown(read_vector_store(body), now)), beside)
+                yield from _export_children("vector_store_files", "vector_store_id", store_id, beside, intake)
+        if len(rows) < CHUNK:
+            return
+        seq = rows[-1][0]
 
 
 def _export_assistants(project_id: str, name: str, threads: list[str], intake: Intake) -> Operation[None]:
@@ -133,20 +218,21 @@ def _export_thread(thread_id: str, body: str, beside: Beside, intake: Intake) ->
         )
         for _, run_id, run, extra in rows:
             _take(intake, "runs", run, _beside(beside.project, extra))
-            yield from _export_steps(run_id, beside, intake)
+            yield from _export_children("steps", "run_id", run_id, beside, intake)
         if len(rows) < CHUNK:
             return
         seq = rows[-1][0]
 
 
-def _export_steps(run_id: str, beside: Beside, intake: Intake) -> Operation[None]:
+def _export_children(table: str, column: str, parent: str, beside: Beside, intake: Intake) -> Operation[None]:
+    """Hand over all that a table has of one parent, in order."""
     seq = 0
     while True:
         rows = yield Rows(
-            "SELECT seq, body FROM steps WHERE run_id = $1 AND seq > $2 ORDER BY seq LIMIT $3", run_id, seq, CHUNK
+            f"SELECT seq, body FROM {table} WHERE {column} = $1 AND seq > $2 ORDER BY seq LIMIT $3", parent, seq, CHUNK
         )
         for _, body in rows:
-            _take(intake, "steps", body, beside)
+            _take(intake, table, body, beside)
         if len(rows) < CHUNK:
             return
         seq = rows[-1][0]

@@ -8,15 +8,17 @@ from __future__ import annotations
 import msgspec
 
 from perdure.wire.assistants import Assistant
+from perdure.wire.files import File
 from perdure.wire.messages import Message
 from perdure.wire.runs import Extra, Run
 from perdure.wire.steps import RunStep
 from perdure.wire.threads import Thread
+from perdure.wire.vector_stores import VectorStore, VectorStoreFile
 
 BESIDE = "x_perdure"
 VERSION = 1
 
-Exported = Assistant | Thread | Message | Run | RunStep
+Exported = Assistant | Thread | Message | Run | RunStep | File | VectorStore | VectorStoreFile
 
 
 class Beside(msgspec.Struct, omit_defaults=True, kw_only=True):
@@ -25,6 +27,8 @@ class Beside(msgspec.Struct, omit_defaults=True, kw_only=True):
     project: str
     """The project's name."""
     extra: Extra | None = None
+    sha256: str | None = None
+    """That of a file's bytes, hexadecimal."""
 
 
 class ExportHead(msgspec.Struct, tag_field="object", tag="perdure.export", kw_only=True):
@@ -42,6 +46,9 @@ class ExportEnd(msgspec.Struct, tag_field="object", tag="perdure.export.end", kw
 
 
 KINDS: dict[str, type[Exported]] = {
+    "file": File,
+    "vector_store": VectorStore,
+    "vector_store.file": VectorStoreFile,
     "assistant": Assistant,
     "thread": Thread,
     "thread.message": Message,
