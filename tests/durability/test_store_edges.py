@@ -154,9 +154,10 @@ def check_counts(thing: Any, statuses: list[str]) -> None:
 
 
 def let_it_expire(data: Path, shop: Shop) -> None:
-    """Put the end of one store into the past, while no server runs."""
+    """Put the end of one store into the past, while no server runs; not of the one that is still worked with."""
     with closing(sqlite3.connect(data / "perdure.db")) as connection:
-        (store_id,) = connection.execute("SELECT id FROM vector_stores ORDER BY seq DESC LIMIT 1").fetchone()
+        newest = "SELECT id FROM vector_stores WHERE id <> ? ORDER BY seq DESC LIMIT 1"
+        (store_id,) = connection.execute(newest, (shop.full,)).fetchone()
         connection.execute(
             "UPDATE vector_stores SET expires_at = 1, body = json_set(body, '$.expires_at', 1, '$.expires_after', "
             'json(\'{"anchor":"last_active_at","days":1}\')) WHERE id = ?',
