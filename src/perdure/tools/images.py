@@ -6,7 +6,7 @@ import base64
 
 import msgspec
 
-from perdure.blobs import Blobs
+from perdure.blobs import BlobGone, Blobs
 from perdure.domain.transcript import FILE_SCHEME, ChatMessage
 from perdure.errors import NotFound
 from perdure.ids import Clock
@@ -42,7 +42,10 @@ class FileImages:
             return None
         if stored.file.bytes > MOST_BYTES:
             return None
-        content = b"".join([piece async for piece in self._blobs.read(stored.blob)])
+        try:
+            content = b"".join([piece async for piece in self._blobs.read(stored.blob)])
+        except BlobGone:  # it never comes back: the model is told instead of the run waiting for it
+            return None
         kind = image_type(content)
         return None if kind is None else f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
