@@ -38,7 +38,7 @@ demo: setup
 # Files of tests side by side; WORKERS=0 runs them one after the other, which `-s` needs.
 WORKERS ?= 3
 test: setup
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 simulate: setup
 	$(BIN)/python -m tests.simulation.run --seeds $(or $(SEEDS),20000) $(if $(FROM),--from $(FROM))

@@ -146,7 +146,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         "script": script,
         "code_environment": code_environment(),
         "port": port,
-        "upstream_key": SECRET,
         **limits,
     }
     with server_process(folder / "data", upstream_key=SECRET, **settings) as one:
