@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -234,13 +236,32 @@ def long_line(path: Path, size: int) -> Path:
     return path
 
 
+class Watched:
+    """The most memory that readers have had: looked at while they live, as this process's own children have others."""
+
+    def __init__(self) -> None:
+        self.peak_bytes = 0
+
+    async def watch(self, extractor: Extractor) -> None:
+        while True:
+            for reader in list(extractor._all):
+                with suppress(OSError):  # it ended in between
+                    status = Path(f"/proc/{reader._process.pid}/status").read_text()  # noqa: ASYNC240  # no disk
+                    found = re.search(r"^VmHWM:\s*(\d+) kB", status, re.MULTILINE)
+                    self.peak_bytes = max(self.peak_bytes, int(found[1]) * 1024 if found else 0)
+            await asyncio.sleep(0.02)
+
+
 def test_hostile_files_end_with_an_answer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     files = hostile(tmp_path)
     good = made.make_docx(tmp_path / "good.docx")
     before = sum(path.stat().st_size for path in tmp_path.iterdir())
 
+    watched = Watched()
+
     async def use(extractor: Extractor) -> dict[str, str]:
         ends = {}
+        watching = asyncio.ensure_future(watched.watch(extractor))
         for name, (path, filename) in files.items():
             found = await outcome(extractor, path, filename)
             if isinstance(found, list):
@@ -248,16 +269,18 @@ def test_hostile_files_end_with_an_answer(tmp_path: Path, capsys: pytest.Capture
             else:
                 ends[name] = f"{found.code}: {found.message}"
             assert (await extractor.extract(good, "good.docx"))[0].text == "Returns policy\n", f"after: {name}"
+        watching.cancel()
         return ends
 
     ends = with_extractor(use)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
+    peak = watched.peak_bytes // MIB
     with capsys.disabled():
         lines = [f"  {name:25} {files[name][0].stat().st_size:>13,} bytes  {end}" for name, end in ends.items()]
         print("\n" + "\n".join(lines) + f"\n  largest process that read one of them: {peak} MiB")  # noqa: T201  # on purpose
     read = {"pages in a loop", "million tags deep", "page of 256 MB"}
     assert all(":" in ends[name] for name in set(ends) - read), "none of the others gives text"
-    assert peak * MIB <= LIMITS.memory_bytes
+    assert watched.peak_bytes <= LIMITS.memory_bytes
+    assert peak > 0 or sys.platform != "linux"
     assert sum(path.stat().st_size for path in tmp_path.iterdir()) == before, "nothing was written"
 
 
