@@ -18,7 +18,7 @@ from perdure.store.runs import Claim
 from perdure.tools.images import with_images
 from perdure.tools.toolbox import Toolbox
 from perdure.wire.runs import Extra
-from perdure.wire.tools import FunctionTool
+from perdure.wire.tools import ChooseCodeInterpreter, FunctionTool
 
 
 async def work_run(
@@ -79,7 +79,10 @@ class _Work:
             return extra  # the next turn offers none
 
     async def _offers(self, capacity: Capacity) -> Offers:
-        kinds = [kind for kind in self._toolbox.kinds(self._run) if kind != "file_search" or capacity.searches]
+        kinds = list(self._toolbox.kinds(self._run))
+        if not capacity.searches:  # nor does it write code that is worth running, unless it must
+            must = isinstance(self._run.tool_choice, ChooseCodeInterpreter)
+            kinds = [kind for kind in kinds if kind == "code_interpreter" and must]
         given = not capacity.searches and "file_search" in self._toolbox.kinds(self._run)
         if not capacity.calls_tools:
             return Offers((), given)

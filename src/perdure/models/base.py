@@ -88,7 +88,8 @@ class Capacity(msgspec.Struct, frozen=True, kw_only=True):
     calls_tools: bool = True
     """Whether it can call tools at all."""
     searches: bool = True
-    """Whether it calls file search by itself; for one that does not, the search is made with the user's words."""
+    """Whether it makes sense of built-in tools by itself. For one that does not, a search is made with the user's
+    words, and the code interpreter is offered only where the run demands it."""
 
 
 class ToolsRefused(RunFailure):

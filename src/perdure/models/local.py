@@ -62,7 +62,7 @@ ws ::= | " " | "\n" [ ]{0,8}
 """Any JSON object that ends: eight members on two levels. Without bounds a small model goes on forever."""
 
 SEARCHING_BYTES = 1_000_000_000
-"""Weights smaller than that do not make sense of a search of their own; one is made for them."""
+"""Weights smaller than that do not make sense of built-in tools: they call them again and again, with nonsense."""
 FRAME_TOKENS = 128
 """What the chat template and the envelope of tools add to a prompt at most."""
 
