@@ -22,6 +22,7 @@ from typing import IO, Any
 
 import msgspec
 
+from perdure.blobs import sync_folder
 from perdure.errors import OperatorError
 
 FORMAT = "perdure-backup"
@@ -133,16 +134,6 @@ def whole_file(path: Path, *, force: bool) -> Iterator[IO[bytes]]:
         raise OperatorError(f"{path} can not be written: {error.strerror or error}") from None
     finally:
         part.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Put on disk which names a folder has. Windows does so by itself."""
-    if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class ArchiveReader:

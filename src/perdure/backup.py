@@ -32,10 +32,9 @@ from perdure.archive import (
     TableNote,
     blob_member,
     open_archive,
-    sync_folder,
     whole_file,
 )
-from perdure.blobs import FOLDER, BlobGone, Blobs, LocalBlobs, open_blobs
+from perdure.blobs import FOLDER, BlobGone, Blobs, LocalBlobs, open_blobs, sync_folder
 from perdure.errors import OperatorError, Unavailable
 from perdure.ids import SystemClock
 from perdure.settings import Settings

@@ -289,9 +289,9 @@ class _Pen:
             folder = self._whole.parent
             if not folder.is_dir():
                 folder.mkdir(mode=0o700, exist_ok=True)
-                _sync_folder(folder.parent)
+                sync_folder(folder.parent)
             self._half.rename(self._whole)
-            _sync_folder(folder)
+            sync_folder(folder)
             self._file.close()
             self._file = None
             return self._digests.of(self._whole.name)
@@ -305,7 +305,7 @@ class _Pen:
                 self._half.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Put on disk which names a folder has. Windows does so by itself."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)

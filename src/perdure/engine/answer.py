@@ -5,6 +5,8 @@ Every turn begins with a look at the store: what the model is shown is what is c
 
 from __future__ import annotations
 
+from functools import partial
+
 from perdure.domain.budget import PromptCapReached
 from perdure.domain.builtin_tools import searches_of, sources_of
 from perdure.domain.transcript import undelivered_images
@@ -80,10 +82,10 @@ class _Work:
 
     async def _offers(self, capacity: Capacity) -> Offers:
         kinds = list(self._toolbox.kinds(self._run))
+        given = not capacity.searches and "file_search" in kinds
         if not capacity.searches:  # nor does it write code that is worth running, unless it must
             must = isinstance(self._run.tool_choice, ChooseCodeInterpreter)
             kinds = [kind for kind in kinds if kind == "code_interpreter" and must]
-        given = not capacity.searches and "file_search" in self._toolbox.kinds(self._run)
         if not capacity.calls_tools:
             return Offers((), given)
         interpreter = self._toolbox.code_interpreter
@@ -100,5 +102,5 @@ class _Work:
         return bool(question_text(history)) and await search.has_stores(self._run, self._project_id)
 
     def _task(self, extra: Extra, history: History, capacity: Capacity, question: ModelRequest) -> Task:
-        room = found_room(self._run, extra, history, capacity)
+        room = partial(found_room, self._run, extra, history, capacity)
         return Task(self._run, self._project_id, extra, self._model, question, self._toolbox, room)

@@ -78,7 +78,7 @@ class CallRecorder:
         index = len(self.calls)
         self.calls.append(call)
         self._arguments.append([])
-        self._delta(index, call, {"id": call.id, **shown})
+        self._delta(index, call, shown, first=True)
 
     def argue(self, index: int, text: str) -> None:
         """Add to a call's arguments. Of code, what is code in them is shown as it comes."""
@@ -99,12 +99,10 @@ class CallRecorder:
         """Return a call's arguments as the model wrote them."""
         return "".join(self._arguments[index])
 
-    def _delta(self, index: int, call: StepCall, shown: dict[str, Any]) -> None:
+    def _delta(self, index: int, call: StepCall, shown: dict[str, Any], *, first: bool = False) -> None:
         assert self._step is not None  # noqa: S101  # a call is begun with its step
-        kind = call.__struct_config__.tag
-        one = {"index": index, "type": kind, **shown}
-        if "id" in shown:  # recorded: the id stands before the type
-            one = {"index": index, "id": shown["id"], "type": kind, **shown}
+        named = {"id": call.id} if first else {}  # recorded: the id stands before the type
+        one = {"index": index, **named, "type": call.__struct_config__.tag, **shown}
         body = StepDeltaBody(step_details={"type": "tool_calls", "tool_calls": [one]})
         self._recorder.delta("thread.run.step.delta", StepDelta(id=self._step.id, delta=body))
 

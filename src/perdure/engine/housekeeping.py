@@ -6,12 +6,10 @@ this at once: whoever comes second finds nothing.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 
 from perdure.blobs import Blobs, FoundBlob, drop
-from perdure.errors import Unavailable
+from perdure.engine.rounds import Rounds
 from perdure.ids import Clock
 from perdure.store.db import Database
 from perdure.store.files import delete_expired_files, find_orphans
@@ -36,32 +34,17 @@ class Housekeeping:
         self._blobs = blobs
         self._clock = clock
         self._orphan_seconds = orphan_seconds
-        self._rounds: list[asyncio.Task[None]] = []
+        self._rounds = Rounds(clock, log, "housekeeping")
 
     def start(self) -> None:
         """Make rounds until `stop`."""
-        loop = asyncio.get_running_loop()
-        rounds: list[tuple[Callable[[], Awaitable[object]], float]] = [(self.expire, EXPIRE_SECONDS)]
+        self._rounds.begin((self.expire, EXPIRE_SECONDS))
         if self._orphan_seconds:
-            rounds.append((self.sweep, SWEEP_SECONDS))
-        self._rounds = [loop.create_task(self._repeat(one_round, seconds)) for one_round, seconds in rounds]
+            self._rounds.begin((self.sweep, SWEEP_SECONDS))
 
     async def stop(self) -> None:
         """Make no more rounds."""
-        for one_round in self._rounds:
-            one_round.cancel()
-        if self._rounds:
-            await asyncio.wait(self._rounds)
-
-    async def _repeat(self, one_round: Callable[[], Awaitable[object]], seconds: float) -> None:
-        while True:
-            try:
-                await one_round()
-            except Unavailable as error:
-                log.warning("housekeeping is put off: %s", error.message)
-            except Exception:
-                log.exception("a bug in a round of housekeeping; the rounds go on")
-            await self._clock.sleep(seconds)
+        await self._rounds.end()
 
     async def expire(self) -> None:
         """Delete files whose time is over, and end such uploads."""

@@ -18,6 +18,7 @@ from typing import Literal, ParamSpec, Protocol, TypeVar
 import msgspec
 
 from perdure.blobs import Blobs
+from perdure.engine.rounds import Rounds
 from perdure.errors import RunFailure, Unavailable
 from perdure.ids import Clock, Ids
 from perdure.search.chunk import Chunk, Tokenizer, chunk_passages
@@ -41,6 +42,7 @@ from perdure.store.ingestion import (
     renew_file_leases,
 )
 from perdure.store.vector_stores import list_overdue_stores
+from perdure.tools.vector_search import Embedders, Embeddings
 from perdure.wire.vector_stores import FileError, FileErrorCode
 
 P = ParamSpec("P")
@@ -64,22 +66,6 @@ class Extractor(Protocol):
 
     async def extract(self, path: Path, filename: str) -> list[Passage]:
         """Return the text of a file. Raises ExtractFailure."""
-        ...
-
-
-class Embeddings(Protocol):
-    """An embedding model."""
-
-    async def embed(self, texts: list[str]) -> Sequence[array[float]]:
-        """Return a vector of length one, in single precision, for each text. Raises RunFailure and Unavailable."""
-        ...
-
-
-class Embedders(Protocol):
-    """Where embedding models come from."""
-
-    def get(self, name: str) -> Embeddings:
-        """Return the model of that name. Raises RunFailure where there is none."""
         ...
 
 
@@ -138,7 +124,7 @@ class Ingestion:
         self._worker_id = ids.new("worker")
         self._held: dict[int, _InWork] = {}
         self._places: set[asyncio.Task[None]] = set()
-        self._rounds: set[asyncio.Task[None]] = set()
+        self._rounds = Rounds(clock, log, "ingestion")
         self._behind = False  # more files may wait than there were free places
         self._draining = False
 
@@ -148,13 +134,9 @@ class Ingestion:
         """Recover what a dead process left, then work until `drain`. Raises Unavailable."""
         if self._settings.exclusive:
             await self._recover(None)
-        loop = asyncio.get_running_loop()
-        for one_round, seconds in (
-            (self._look, LOOK_SECONDS),
-            (self._renew, self._settings.lease_seconds / 3),
-            (self._tidy, LOOK_SECONDS),
-        ):
-            self._rounds.add(loop.create_task(self._repeat(one_round, seconds)))
+        self._rounds.begin(
+            (self._look, LOOK_SECONDS), (self._renew, self._settings.lease_seconds / 3), (self._tidy, LOOK_SECONDS)
+        )
 
     async def drain(self) -> None:
         """Claim nothing more, give files in work their grace, then put the rest back into the line."""
@@ -165,21 +147,11 @@ class Ingestion:
             one.stop("drained")
         if self._places:
             await asyncio.wait(self._places, timeout=self._settings.lease_seconds)
-        left = self._rounds | self._places
-        for one_task in left:
-            one_task.cancel()
-        if left:
-            await asyncio.wait(left)
-
-    async def _repeat(self, one_round: Callable[[], Awaitable[None]], seconds: float) -> None:
-        while True:
-            try:
-                await one_round()
-            except Unavailable as error:
-                log.warning("the store does not answer: %s", error.message)
-            except Exception:
-                log.exception("a bug in a round of ingestion; the rounds go on")
-            await self._clock.sleep(seconds)
+        for place in self._places:
+            place.cancel()
+        if self._places:
+            await asyncio.wait(self._places)
+        await self._rounds.end()
 
     # -- hints
 

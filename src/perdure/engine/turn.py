@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Literal, TypeVar
 
@@ -136,7 +136,10 @@ async def _pump(model: Model, request: ModelRequest, inbox: asyncio.Queue[ModelP
 
 
 class Task(msgspec.Struct):
-    """What a turn is about: the run, the model and its question, the tools, and how much they may find."""
+    """What a turn is about: the run, the model and its question, the tools, and what tells how much they may find.
+
+    `room` counts tokens: it is asked where a search is made, and nowhere else.
+    """
 
     run: Run
     project_id: str
@@ -144,7 +147,7 @@ class Task(msgspec.Struct):
     model: Model
     request: ModelRequest
     toolbox: Toolbox
-    room: FoundRoom
+    room: Callable[[], FoundRoom]
 
 
 class Turn(msgspec.Struct):
@@ -216,7 +219,7 @@ async def _do(calls: CallRecorder, index: int, task: Task, stop: Stop) -> None:
         queries = queries_of(calls.arguments(index))
         search = task.toolbox.file_search
         assert search is not None  # noqa: S101  # a tool that is not there is not offered, and no other name is taken
-        calls.found(index, await stop.wait_for(search.search(task.run, task.project_id, queries, task.room)))
+        calls.found(index, await stop.wait_for(search.search(task.run, task.project_id, queries, task.room())))
     elif isinstance(call, CodeInterpreterStepCall):
         interpreter = task.toolbox.code_interpreter
         assert interpreter is not None  # noqa: S101  # the same
@@ -240,7 +243,7 @@ async def find_for_question(recorder: Recorder, task: Task, question: str, stop:
     assert search is not None  # noqa: S101  # the caller has looked
     calls = CallRecorder(recorder)
     await calls.begin_search(None, search.ranking(task.run))
-    calls.found(0, await stop.wait_for(search.search(task.run, task.project_id, [question], task.room)))
+    calls.found(0, await stop.wait_for(search.search(task.run, task.project_id, [question], task.room())))
     await calls.complete(_no_tokens(), task.extra)
 
 

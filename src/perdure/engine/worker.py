@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 
 import msgspec
 
 from perdure.engine.answer import work_run
 from perdure.engine.live import Feeds
 from perdure.engine.recorder import Recorder
+from perdure.engine.rounds import Rounds
 from perdure.engine.turn import Stop, Stopped
 from perdure.errors import RunFailure, Unavailable
 from perdure.ids import Clock, Ids
@@ -87,7 +87,7 @@ class Worker:
         self._held: dict[str, Held] = {}
         self._taking: set[asyncio.Task[None]] = set()
         self._ending: set[asyncio.Task[None]] = set()
-        self._rounds: set[asyncio.Task[None]] = set()
+        self._rounds = Rounds(clock, log, "the worker")
         self._behind = False  # more runs may wait than there were free places
         self._claiming = 0
         self._early: set[str] = set()  # cancelled while a claim was under way that may bring just this run
@@ -103,14 +103,12 @@ class Worker:
         """
         if self._settings.exclusive:
             await self._recover(None)
-        loop = asyncio.get_running_loop()
-        for one_round, seconds in (
+        self._rounds.begin(
             (self._look, LOOK_SECONDS),
             (self._renew, self._settings.lease_seconds / 3),
             (self._sweep, LOOK_SECONDS),
             (self._clean, CLEAN_EVERY),
-        ):
-            self._rounds.add(loop.create_task(self._repeat(one_round, seconds)))
+        )
 
     async def drain(self) -> None:
         """Claim nothing more, give running turns their grace, put the rest back into the queue, send readers away."""
@@ -122,21 +120,8 @@ class Worker:
             held.stop.fire("drained")
         if self._taking or self._ending:
             await asyncio.wait(self._taking | self._ending, timeout=self._settings.lease_seconds)
-        for one_round in self._rounds:
-            one_round.cancel()
-        if self._rounds:
-            await asyncio.wait(self._rounds)
+        await self._rounds.end()
         self._feeds.close()
-
-    async def _repeat(self, one_round: Callable[[], Awaitable[None]], seconds: float) -> None:
-        while True:
-            try:
-                await one_round()
-            except Unavailable as error:
-                log.warning("the store does not answer: %s", error.message)
-            except Exception:
-                log.exception("a bug in a round of the worker; the rounds go on")
-            await self._clock.sleep(seconds)
 
     # -- hints
 

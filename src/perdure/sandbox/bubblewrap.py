@@ -12,7 +12,6 @@ The traps that shaped the command line are named at its lines.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import platform
 import re
@@ -190,10 +189,3 @@ def as_file(content: bytes) -> int:
     os.write(number, content)
     os.lseek(number, 0, os.SEEK_SET)
     return number
-
-
-async def said_by(program: str) -> str:
-    """Return the version that bubblewrap says it is."""
-    process = await asyncio.create_subprocess_exec(program, "--version", stdout=asyncio.subprocess.PIPE, env={})
-    said, _ = await process.communicate()
-    return said.decode(errors="replace").strip()

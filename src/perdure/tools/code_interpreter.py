@@ -23,12 +23,11 @@ from perdure.sandbox.sessions import Sessions, SessionsBusy
 from perdure.settings import Settings
 from perdure.store.bodies import read_thread
 from perdure.store.db import Database
-from perdure.store.files import get_file, insert_file
+from perdure.store.files import files_named, get_file, insert_file
 from perdure.store.threads import get_thread_body
 from perdure.wire.files import File, StoredFile, plain_name
 from perdure.wire.runs import Run
 from perdure.wire.steps import CodeInterpreterCall, CodeOutput, ImageId, ImageOutput, LogsOutput
-from perdure.wire.tools import ToolResources
 
 log = logging.getLogger("perdure.tools")
 
@@ -39,10 +38,10 @@ PutOut = Callable[[CodeOutput], None]
 
 
 class _Laid:
-    """What was laid into a session, by file id, and what was given out of it, by name and state."""
+    """The files that were laid into a session, and what was given out of it, by name and state."""
 
     def __init__(self) -> None:
-        self.names: dict[str, str] = {}
+        self.file_ids: set[str] = set()
         self.given: dict[tuple[str, int, int], str] = {}
 
 
@@ -168,13 +167,14 @@ class SandboxInterpreter:
 
     async def _files(self, run: Run, project_id: str) -> list[StoredFile]:
         """Return the run's files and the thread's, as far as they are there, each once."""
-        wanted = code_files_of(run.tool_resources)
         try:
             body = await self._database.read(get_thread_body, run.thread_id, project_id)
         except NotFound:  # deleted under the run; its fence ends the run
             return []
         found = []
-        for file_id in dict.fromkeys([*wanted, *code_files_of(read_thread(body).tool_resources)]):
+        for file_id in dict.fromkeys(
+            [*files_named(run.tool_resources), *files_named(read_thread(body).tool_resources)]
+        ):
             try:
                 found.append(await self._database.read(get_file, file_id, project_id, int(self._clock.now())))
             except NotFound:  # deleted since; it is in nobody's way
@@ -189,7 +189,7 @@ class SandboxInterpreter:
         said = []
         for stored in files:
             file = stored.file
-            if file.id in laid.names:
+            if file.id in laid.file_ids:
                 continue
             try:
                 async with self._blobs.local_copy(stored.blob) as path:
@@ -199,7 +199,7 @@ class SandboxInterpreter:
             except Unavailable as failure:  # the next call tries again
                 said.append(f"The file {names[file.id]} is not in {DATA} yet: {failure}")
                 continue
-            laid.names[file.id] = names[file.id]
+            laid.file_ids.add(file.id)
         return said
 
     # -- files on the way out
@@ -255,11 +255,6 @@ class SandboxInterpreter:
 
 async def _once(content: bytes) -> AsyncIterator[bytes]:
     yield content
-
-
-def code_files_of(resources: ToolResources) -> list[str]:
-    """Return the code interpreter's files of tool resources."""
-    return list(resources.code_interpreter.file_ids or []) if resources.code_interpreter else []
 
 
 def names_for(files: list[File]) -> dict[str, str]:

@@ -14,6 +14,7 @@ from msgspec import UNSET
 from perdure.errors import InvalidRequest, NotFound, RunFailure
 from perdure.ids import Clock
 from perdure.search.rank import ranking_of, weights_of
+from perdure.store.attachments import stores_named
 from perdure.store.bodies import read_thread
 from perdure.store.db import Database, Operation
 from perdure.store.threads import get_thread_body
@@ -22,7 +23,7 @@ from perdure.tools.toolbox import FoundRoom
 from perdure.tools.vector_search import Hit, VectorSearch
 from perdure.wire.runs import Run
 from perdure.wire.steps import FileSearchCall, FoundFile, FoundText, StepRanking
-from perdure.wire.tools import DEFAULT_RANKER, FileSearchOptions, FileSearchTool, ToolResources
+from perdure.wire.tools import DEFAULT_RANKER, FileSearchOptions, FileSearchTool
 from perdure.wire.vector_stores import VectorStore
 
 log = logging.getLogger("perdure.tools")
@@ -93,12 +94,12 @@ class StoreSearch:
 
     async def _stores(self, run: Run, project_id: str) -> tuple[list[str], list[str]]:
         """Return the ids of the run's own stores, and of the thread's that are not among them."""
-        own = stores_of(run.tool_resources)
+        own = stores_named(run.tool_resources)
         try:
             body = await self._database.read(get_thread_body, run.thread_id, project_id)
         except NotFound:  # deleted under the run; its fence ends the run
             return own, []
-        return own, [one for one in stores_of(read_thread(body).tool_resources) if one not in own]
+        return own, [one for one in stores_named(read_thread(body).tool_resources) if one not in own]
 
     async def _wait_for(self, store_ids: list[str]) -> str:
         """Wait until the stores have taken in their files; return what to say of those that have not."""
@@ -120,11 +121,6 @@ def _look(store_id: str) -> Operation[VectorStore | None]:
 def _options(run: Run) -> FileSearchOptions:
     tools = (tool for tool in run.tools if isinstance(tool, FileSearchTool))
     return next((tool.file_search for tool in tools if tool.file_search), FileSearchOptions())
-
-
-def stores_of(resources: ToolResources) -> list[str]:
-    """Return the vector stores of tool resources."""
-    return list(resources.file_search.vector_store_ids or []) if resources.file_search else []
 
 
 def fitting(hits: list[Hit], room: FoundRoom) -> list[FoundFile]:

@@ -99,10 +99,6 @@ class LoadedStores:
             self._make_room(store_id)
         return store
 
-    def forget(self, store_id: str) -> None:
-        """Drop a store that is gone or has expired."""
-        self._stores.pop(store_id, None)
-
     def _make_room(self, kept: str) -> None:
         while self.nbytes > self._most_bytes and len(self._stores) > 1:
             oldest = next(iter(self._stores))
