@@ -12,15 +12,13 @@ import socket
 from typing import Any
 
 import msgspec
-from granian.constants import Interfaces
-from granian.server.embed import Server
 from starlette.responses import Response
 from starlette.routing import Mount, Route, Router
 from starlette.types import Receive, Scope, Send
 
 from bench.load import fast_loop
-from perdure.app import BACKLOG, MOST_CONNECTIONS
 from perdure.domain.creation import new_assistant, new_message, new_run, new_thread
+from perdure.http_server import http_server
 from perdure.wire.assistants import CreateAssistant
 from perdure.wire.messages import CreateMessage
 from perdure.wire.runs import CreateRun, CreateThreadAndRun
@@ -94,16 +92,7 @@ async def _main() -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address, port = probe.getsockname()
-    server = Server(
-        empty_api(),
-        address=address,
-        port=port,
-        interface=Interfaces.ASGINL,
-        backlog=BACKLOG,
-        backpressure=MOST_CONNECTIONS,
-        websockets=False,
-        log_enabled=False,
-    )
+    server = http_server(empty_api(), address, port)
     loop = asyncio.get_running_loop()
     serving = loop.create_task(server.serve())
     for number in (signal.SIGINT, signal.SIGTERM):

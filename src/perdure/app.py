@@ -18,8 +18,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from granian.constants import Interfaces
-from granian.server.embed import Server as GranianServer
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp
 
@@ -35,6 +33,7 @@ from perdure.engine.ingestion import Ingestion, IngestionSettings
 from perdure.engine.live import Feeds
 from perdure.engine.worker import Worker, WorkerSettings
 from perdure.errors import OperatorError, Unavailable
+from perdure.http_server import MOST_CONNECTIONS, http_server
 from perdure.ids import RandomIds, SystemClock
 from perdure.models.base import Model
 from perdure.models.chat_completions import ChatCompletionsModel
@@ -59,10 +58,6 @@ from perdure.tools.toolbox import Toolbox
 from perdure.tools.vector_search import VectorSearch
 
 log = logging.getLogger("perdure")
-
-BACKLOG = 1024
-MOST_CONNECTIONS = 65_536
-"""Open at once. By itself granian takes 128, idle ones and open streams among them, and lets all others wait."""
 
 DATABASE_FILE = "perdure.db"
 LOCK_FILE = "perdure.lock"
@@ -322,16 +317,7 @@ async def open_server(settings: Settings, watch: EdgeWatch | None = None) -> Asy
         if settings.database_url is None:
             stack.callback(own_data_folder(settings.data).release)
         app, running = await stack.enter_async_context(open_parts(settings, watch))
-        server = GranianServer(
-            app,
-            address=address,
-            port=port,
-            interface=Interfaces.ASGINL,
-            backlog=BACKLOG,
-            backpressure=MOST_CONNECTIONS,
-            websockets=False,
-            log_enabled=False,
-        )
+        server = http_server(app, address, port)
         serving = asyncio.get_running_loop().create_task(server.serve())
         try:
             await _until_listening(address, port, serving)
