@@ -60,25 +60,9 @@ class Landlock:
         """Start a box. Raises SandboxFailure."""
         uid = new_uid() if self.as_root else 0
         folder = make_folder(uid)
-        data, scratch = str(folder / "data"), str(folder / "tmp")
-        config = {
-            "limits": {name: getattr(limits, name) for name in limits.__struct_fields__}
-            | {"processes": limits.processes + others_processes(uid)},
-            "data": data,
-            "environment": variables(self.environment, data, scratch),
-            "font_cache": str(self.environment.font_cache or ""),
-            "own_namespace": False,
-            "server": os.getpid(),
-            "die_with_parent": False,
-            "sized": [],
-            "counted": str(folder),
-            "uid": uid,
-            "preload": preload,
-            **self._walls(folder),
-        }
-        command = [str(self.environment.python), "-I", "-S", "-c", BOOT]
-        return await self.boxes.open(
-            self.name, command, [], limits, boot_bytes(config), folder=folder, make=ProcessSession
+        walls = self._walls(folder)
+        return await open_in_folder(
+            self.name, self.boxes, self.environment, limits, folder, uid, walls, preload=preload
         )
 
     def _walls(self, folder: Path) -> dict[str, Any]:
@@ -118,6 +102,38 @@ def landlock_version() -> int:
             "modules is needed, or bubblewrap"
         )
     return version
+
+
+async def open_in_folder(
+    kind: str,
+    boxes: Boxes,
+    environment: Environment,
+    limits: Limits,
+    folder: Path,
+    uid: int,
+    walls: dict[str, Any],
+    *,
+    preload: bool,
+) -> Session:
+    """Start a session without namespaces, in a folder of its own on this machine. Raises SandboxFailure."""
+    data, scratch = str(folder / "data"), str(folder / "tmp")
+    numbers = {name: getattr(limits, name) for name in limits.__struct_fields__}
+    config = {
+        "limits": numbers | {"processes": limits.processes + others_processes(uid)},
+        "data": data,
+        "environment": variables(environment, data, scratch),
+        "font_cache": str(environment.font_cache or ""),
+        "own_namespace": False,
+        "server": os.getpid(),
+        "die_with_parent": False,
+        "sized": [],
+        "counted": str(folder),
+        "uid": uid,
+        "preload": preload,
+        **walls,
+    }
+    command = [str(environment.python), "-I", "-S", "-c", BOOT]
+    return await boxes.open(kind, command, [], limits, boot_bytes(config), folder=folder, make=ProcessSession)
 
 
 def make_folder(uid: int) -> Path:

@@ -6,14 +6,11 @@ It can read and change whatever that user can, and use the network. Limits hold 
 from __future__ import annotations
 
 import logging
-import os
 
 from perdure.sandbox.base import CheckReport, Depth, Limits, Session, WallCheck
-from perdure.sandbox.bundle import BOOT, boot_bytes
 from perdure.sandbox.environment import Environment
-from perdure.sandbox.kinds import Boxes, others_processes, variables
-from perdure.sandbox.landlock import make_folder
-from perdure.sandbox.process import ProcessSession
+from perdure.sandbox.kinds import Boxes
+from perdure.sandbox.landlock import make_folder, open_in_folder
 
 log = logging.getLogger("perdure.sandbox")
 
@@ -32,25 +29,7 @@ class Unboxed:
     async def start(self, limits: Limits, *, preload: bool = False) -> Session:
         """Start a process. Raises SandboxFailure."""
         folder = make_folder(0)
-        data, scratch = str(folder / "data"), str(folder / "tmp")
-        config = {
-            "limits": {name: getattr(limits, name) for name in limits.__struct_fields__}
-            | {"processes": limits.processes + others_processes(0)},
-            "data": data,
-            "environment": variables(self.environment, data, scratch),
-            "font_cache": str(self.environment.font_cache or ""),
-            "own_namespace": False,
-            "server": os.getpid(),
-            "die_with_parent": False,
-            "sized": [],
-            "counted": str(folder),
-            "uid": 0,
-            "preload": preload,
-        }
-        command = [str(self.environment.python), "-I", "-S", "-c", BOOT]
-        return await self.boxes.open(
-            self.name, command, [], limits, boot_bytes(config), folder=folder, make=ProcessSession
-        )
+        return await open_in_folder(self.name, self.boxes, self.environment, limits, folder, 0, {}, preload=preload)
 
     async def self_check(self, depth: Depth = "walls") -> CheckReport:
         """Say that there is nothing to check."""

@@ -12,7 +12,7 @@ import msgspec
 from perdure.ids import searchable
 from perdure.store.bodies import encode, read_assistant, read_thread
 from perdure.store.db import Do, Operation, Row, Rows
-from perdure.store.found_files import no_file
+from perdure.store.found_files import list_file_names, no_file
 from perdure.store.pages import Filter, insert_tombstone, list_page
 from perdure.store.vector_store_files import remove_from_stores
 from perdure.wire.files import File, StoredFile
@@ -72,8 +72,7 @@ def get_file(file_id: str, project_id: str, now: int) -> Operation[StoredFile]:
 
 def check_files(file_ids: Sequence[str], project_id: str, now: int) -> Operation[None]:
     """Raise NotFound for the first of the files that is not there."""
-    for file_id in dict.fromkeys(file_ids):
-        yield from get_file_body(searchable(file_id), project_id, now)
+    yield from list_file_names([searchable(file_id) for file_id in dict.fromkeys(file_ids)], project_id, now)
 
 
 def list_files(project_id: str, query: PageQuery, purpose: str | None, now: int) -> Operation[Page]:
